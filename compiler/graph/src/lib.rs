@@ -1,0 +1,12 @@
+//! Graph of a Qwen2 model, from its configuration to a plan of steps.
+//!
+//! This crate knows no target: it asks one through [`qwen2c_request::Target`]. It does no IO: weights
+//! come through [`TensorSource`].
+
+mod config;
+mod ir;
+mod weight;
+
+pub use config::{ExpertConfig, Family, ModelConfig, Rope, RopeScaling};
+pub use ir::{Cache, CacheId, Graph, Op, Value, ValueId, WeightId};
+pub use weight::{RopeTable, SourceError, TensorSource, Weight, WeightPart, WeightSource};

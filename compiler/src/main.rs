@@ -1,0 +1,3 @@
+//! qwen2c.
+
+fn main() {}

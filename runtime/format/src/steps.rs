@@ -1,0 +1,116 @@
+//! Step lists and the weight table.
+
+/// Where an operand lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Region {
+    /// The arena: inputs, activations, caches, workspaces.
+    Arena,
+    /// The weight region of the file.
+    Weights,
+}
+
+/// One pointer that a kernel gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Operand {
+    /// Region.
+    pub region: Region,
+    /// Byte offset in the region.
+    pub offset: u64,
+    /// Bytes that the kernel may touch from there, checked against the region when a program is loaded.
+    pub bytes: u64,
+}
+
+/// Which count of rows a step's kernel gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RowAxis {
+    /// The rows of the step.
+    Rows,
+    /// The rows that go through the head.
+    LogitRows,
+}
+
+/// Bytes and operations of a step: `fixed + per_row · rows + per_row_and_position · Σ (position + 1)`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepCost {
+    /// Bytes whatever the rows.
+    pub fixed_bytes: u64,
+    /// Bytes of each row.
+    pub bytes_per_row: u64,
+    /// Bytes of each row and cached position.
+    pub bytes_per_row_and_position: u64,
+    /// Operations of each row.
+    pub operations_per_row: u64,
+    /// Operations of each row and cached position.
+    pub operations_per_row_and_position: u64,
+}
+
+/// A call of a kernel. (Copies, sampling on a device and collectives will be further kinds of step.)
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Index into the program's kernel table.
+    pub kernel: u32,
+    /// Block the step belongs to; none for embedding and head.
+    pub layer: Option<u32>,
+    /// Which row count the kernel gets.
+    pub row_axis: RowAxis,
+    /// Pointers in the order of the request: inputs, weights, caches, outputs, workspace.
+    pub operands: Vec<Operand>,
+    /// What the step moves and computes.
+    pub cost: StepCost,
+}
+
+/// The steps that serve up to `max_rows` rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepList {
+    /// `decode`, `prefill`, `self_test`.
+    pub name: String,
+    /// Most rows of one run of `body`.
+    pub max_rows: u32,
+    /// Most rows of one run of `head`.
+    pub max_logit_rows: u32,
+    /// From the embedding to the last block.
+    pub body: Vec<Step>,
+    /// From the gather of `logit_rows` to the logits; may run several times after one run of `body`, or
+    /// not at all.
+    pub head: Vec<Step>,
+}
+
+/// A kernel's name; the same index as in the linked table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelInfo {
+    /// Symbol of the body in the ELF image.
+    pub name: String,
+}
+
+/// Everything the runtime executes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StepLists {
+    /// Kernels in the order of the linked table.
+    pub kernels: Vec<KernelInfo>,
+    /// `decode` first, then `prefill`, then `self_test` where there is one.
+    pub lists: Vec<StepList>,
+}
+
+/// One weight of the region.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WeightEntry {
+    /// `layers.0.qkv.weight`.
+    pub name: String,
+    /// Type in text: `bf16[output=1152, input=896]`.
+    pub ty: String,
+    /// Layout in text: `panels(16, 2)`.
+    pub layout: String,
+    /// Byte offset in the region, a multiple of 64.
+    pub offset: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// SHA-256 of the bytes.
+    pub sha256: [u8; 32],
+}
+
+/// All weights in ascending offset.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WeightTable {
+    /// Entries.
+    pub entries: Vec<WeightEntry>,
+}

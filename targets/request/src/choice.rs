@@ -1,0 +1,144 @@
+//! Requests, answers, and the interface of a target.
+
+use std::fmt;
+
+use crate::{CacheType, Operation, TensorType, WeightType};
+
+/// A kernel that must exist: an operation with the types of its operands.
+///
+/// Two operations of a graph with equal requests (the same projection of two layers, say) share a
+/// kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct KernelRequest {
+    /// What is computed.
+    pub operation: Operation,
+    /// Values read, in the operation's order.
+    pub inputs: Vec<TensorType>,
+    /// Weights read, in the operation's order.
+    pub weights: Vec<WeightType>,
+    /// Caches read or written.
+    pub caches: Vec<CacheType>,
+    /// Values written.
+    pub outputs: Vec<TensorType>,
+    /// Largest number of rows a step brings (of `logit_rows` for a kernel behind the head's gather).
+    pub max_rows: u64,
+}
+
+/// Order of a weight's elements in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum WeightLayout {
+    /// `[output, input]` as in the checkpoint.
+    RowMajor,
+    /// `[output / lanes, input / pair, lanes, pair]`: panels of `lanes` output rows whose elements lie
+    /// side by side, `pair` consecutive inputs of one row together. Rows and inputs are padded with
+    /// zeros to whole panels and pairs. Experts are panelled one by one.
+    Panels {
+        /// Output rows of a panel.
+        lanes: u32,
+        /// Consecutive inputs held together: 2 for 16-bit types, whose dword is also the geometry of
+        /// the matrix unit's B tile.
+        pair: u32,
+        /// The weight is a gate and an up projection of `n` rows each, and their panels alternate.
+        alternate_halves: bool,
+    },
+}
+
+impl fmt::Display for WeightLayout {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RowMajor => formatter.write_str("row_major"),
+            Self::Panels { lanes, pair, alternate_halves } => {
+                write!(formatter, "panels({lanes}, {pair}")?;
+                if *alternate_halves {
+                    formatter.write_str(", alternate_halves")?;
+                }
+                formatter.write_str(")")
+            }
+        }
+    }
+}
+
+/// A layout that a kernel can read, and what that costs relative to its best.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayoutOption {
+    /// The layout.
+    pub layout: WeightLayout,
+    /// Relative time, 100 for the kernel's best layout.
+    pub cost: u32,
+}
+
+/// Bytes moved and operations executed by one run of a kernel: `fixed + per_row · rows +
+/// per_row_and_position · rows · (mean position + 1)`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Bytes read and written whatever the rows: weights.
+    pub fixed_bytes: u64,
+    /// Bytes of each row: activations.
+    pub bytes_per_row: u64,
+    /// Bytes of each row and cached position.
+    pub bytes_per_row_and_position: u64,
+    /// Floating-point operations of each row, a multiply-add counted as two.
+    pub operations_per_row: u64,
+    /// Floating-point operations of each row and cached position.
+    pub operations_per_row_and_position: u64,
+}
+
+/// A target's answer to a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelChoice {
+    /// Short description of the tiles, printed after the operation: `8x32 rows x columns`.
+    pub tiles: String,
+    /// For each weight of the request, the layouts the kernel can read, best first.
+    pub layouts: Vec<Vec<LayoutOption>>,
+    /// Bytes of the arena that the kernel needs for itself while it runs.
+    pub workspace_bytes: u64,
+    /// What one run moves and computes.
+    pub cost: Cost,
+}
+
+/// Why a target cannot serve a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unservable {
+    /// What is wrong, with numbers: lower case, no full stop.
+    pub reason: String,
+}
+
+impl fmt::Display for Unservable {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.reason)
+    }
+}
+
+impl std::error::Error for Unservable {}
+
+/// What a target is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetDescription {
+    /// Name as given on the command line with its features: `x86-64-v4+avx512vnni`.
+    pub name: String,
+    /// Folder of the target: `cpu`, `cuda`.
+    pub family: &'static str,
+    /// Features that the machine must have, in the names of `/proc/cpuinfo`.
+    pub required_features: Vec<&'static str>,
+    /// `f32` lanes of a vector register.
+    pub vector_lanes: u32,
+}
+
+/// A finished, immutable target.
+pub trait Target {
+    /// Name, features, vector width.
+    fn description(&self) -> &TargetDescription;
+
+    /// Answers a request.
+    ///
+    /// # Errors
+    ///
+    /// [`Unservable`] with the numbers that do not fit.
+    fn choose(&self, request: &KernelRequest) -> Result<KernelChoice, Unservable>;
+
+    /// Bytes of a weight in a layout, padding included.
+    fn weight_bytes(&self, weight: &WeightType, layout: WeightLayout) -> u64;
+
+    /// Bytes of a cache, padding included.
+    fn cache_bytes(&self, cache: &CacheType) -> u64;
+}
