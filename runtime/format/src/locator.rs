@@ -1,7 +1,7 @@
 //! The static in the ELF image that says where the appended data lies.
 
 /// First bytes of the [`Locator`] in the ELF image; occurs once.
-pub const LOCATOR_MAGIC: [u8; 16] = *b"\x7fQWEN2C-LOCATOR";
+pub const LOCATOR_MAGIC: [u8; 16] = *b"\x7fQWEN2C-LOCATOR\0";
 
 /// Written by the linker as zeros behind the magic, patched by the compiler once the offsets are known.
 #[repr(C)]
