@@ -123,6 +123,12 @@ pub enum Operation {
         /// Added to the mean square.
         epsilon: Real,
     },
+    /// `(x E[…, n]) -> E[…, m]`: elements `first` … `first + m` of the last dimension. Divides what a
+    /// merged projection brought.
+    Slice {
+        /// First element taken.
+        first: u64,
+    },
     /// `(x f32[…]) -> f32[…]`: `x / (1 + exp(−x))`.
     Silu,
     /// `(x f32[…]) -> f32[…]`: `1 / (1 + exp(−x))`.
@@ -191,6 +197,7 @@ impl Operation {
             Self::RotateAndWriteCache { .. } => "rotate_and_write_cache",
             Self::Add => "add",
             Self::AddAndNorm { .. } => "add_and_norm",
+            Self::Slice { .. } => "slice",
             Self::Silu => "silu",
             Self::Sigmoid => "sigmoid",
             Self::Multiply => "multiply",
