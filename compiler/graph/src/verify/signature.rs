@@ -1,0 +1,384 @@
+//! The signature of every operation, as a table, and the matching of operands against it.
+//!
+//! A pattern such as `T[rows, heads·head_dim]` is an element type and the dimensions:
+//!
+//! * element: a type's name; `T`, the activation type; `W`, `T` or f32 (router weights are kept in f32);
+//!   `E`, any type. A letter means the same type in the whole operation.
+//! * dimension: a number; `rows`, either variable dimension, the same in the whole operation;
+//!   `all_rows` and `logit_rows`, that one; a name, any number, the same in the whole operation; `2n`,
+//!   twice a number; `a·b`, a product of which at most one factor is unknown so far.
+//! * `…` alone: any shape that starts with rows, the same in the whole operation; `…, n`: any
+//!   dimensions before the last.
+
+use std::collections::BTreeMap;
+
+use qwen2c_request::{CacheKind, CacheType, Dimension, Element, Operation, Size, TensorType};
+
+use crate::text::{tensor_type, weight_type};
+use crate::{Graph, Op, ValueId};
+
+/// What an operation takes and gives, and the numbers that its attributes fix.
+struct Signature {
+    inputs: Vec<&'static str>,
+    weights: Vec<&'static str>,
+    caches: Vec<CacheKind>,
+    outputs: Vec<&'static str>,
+    attributes: Vec<(&'static str, u64)>,
+}
+
+/// `items` where `present`, else nothing: the optional operands of a signature.
+fn when(present: bool, items: &[&'static str]) -> Vec<&'static str> {
+    if present { items.to_vec() } else { Vec::new() }
+}
+
+fn signature<const I: usize, const O: usize>(
+    inputs: [&'static str; I],
+    outputs: [&'static str; O],
+) -> Signature {
+    Signature {
+        inputs: inputs.to_vec(),
+        weights: Vec::new(),
+        caches: Vec::new(),
+        outputs: outputs.to_vec(),
+        attributes: Vec::new(),
+    }
+}
+
+impl Signature {
+    fn more_inputs(mut self, inputs: Vec<&'static str>) -> Self {
+        self.inputs.extend(inputs);
+        self
+    }
+
+    fn weights<const N: usize>(mut self, weights: [&'static str; N]) -> Self {
+        self.weights.extend(weights);
+        self
+    }
+
+    fn more_weights(mut self, weights: Vec<&'static str>) -> Self {
+        self.weights.extend(weights);
+        self
+    }
+
+    fn caches<const N: usize>(mut self, caches: [CacheKind; N]) -> Self {
+        self.caches = caches.to_vec();
+        self
+    }
+
+    fn with(mut self, name: &'static str, value: u64) -> Self {
+        self.attributes.push((name, value));
+        self
+    }
+}
+
+const POSITION: &str = "i32[rows]";
+const SLOT: &str = "i32[rows]";
+
+/// The table. Names bound by a cache: `kv_heads`, `context`, `head_dim`.
+fn signature_of(graph: &Graph, op: &Op) -> Signature {
+    use CacheKind::{Key, Value};
+    match op.operation {
+        Operation::Embed => {
+            signature(["i32[rows]"], ["f32[rows, hidden]"]).weights(["T[vocabulary, hidden]"])
+        }
+        Operation::GatherRows => signature(["E[all_rows, n]", "i32[logit_rows]"], ["E[logit_rows, n]"]),
+        Operation::RmsNorm { .. } => signature(["f32[rows, n]"], ["T[rows, n]"]).weights(["f32[n]"]),
+        Operation::Matmul { silu_multiply: true, .. } => {
+            signature(["T[rows, k]"], ["T[rows, n]"]).weights(["W[2n, k]"])
+        }
+        Operation::Matmul { bias, residual, silu_multiply: false } => {
+            signature(["T[rows, k]"], ["f32[rows, n]"])
+                .more_inputs(when(residual, &["f32[rows, n]"]))
+                .weights(["W[n, k]"])
+                .more_weights(when(bias, &["f32[n]"]))
+        }
+        Operation::AddBias => signature(["f32[rows, n]"], ["f32[rows, n]"]).weights(["f32[n]"]),
+        Operation::Rotate { head_dim } => {
+            signature(["f32[rows, heads·head_dim]", POSITION], ["f32[rows, heads·head_dim]"])
+                .weights(["f32[context, head_dim]"])
+                .with("head_dim", head_dim)
+        }
+        Operation::WriteCache => {
+            let kind = op.caches.first().map_or(Key, |id| graph.cache(*id).ty.kind);
+            signature(["f32[rows, kv_heads·head_dim]", POSITION, SLOT], []).caches([kind])
+        }
+        Operation::Scale { .. } => signature(["f32[rows, n]"], ["f32[rows, n]"]),
+        Operation::AttentionScores { heads, .. } => {
+            signature(["f32[rows, heads·head_dim]", POSITION, SLOT], ["f32[rows, heads, context]"])
+                .caches([Key])
+                .with("heads", heads)
+        }
+        Operation::CausalSoftmax => {
+            signature(["f32[rows, heads, context]", POSITION], ["f32[rows, heads, context]"])
+        }
+        Operation::AttentionValues { heads } => {
+            signature(["f32[rows, heads, context]", POSITION, SLOT], ["T[rows, heads·head_dim]"])
+                .caches([Value])
+                .with("heads", heads)
+        }
+        Operation::Attention { heads, .. } => {
+            signature(["f32[rows, heads·head_dim]", POSITION, SLOT], ["T[rows, heads·head_dim]"])
+                .caches([Key, Value])
+                .with("heads", heads)
+        }
+        Operation::RotateAndWriteCache { heads, bias } => {
+            let kv_heads = op.caches.first().map_or(0, |id| graph.cache(*id).ty.kv_heads);
+            let all_heads = heads.saturating_add(kv_heads.saturating_mul(2));
+            signature(["f32[rows, all_heads·head_dim]", POSITION, SLOT], ["f32[rows, heads·head_dim]"])
+                .weights(["f32[context, head_dim]"])
+                .more_weights(when(bias, &["f32[all_heads·head_dim]"]))
+                .caches([Key, Value])
+                .with("heads", heads)
+                .with("all_heads", all_heads)
+        }
+        Operation::Add => signature(["f32[rows, n]", "f32[rows, n]"], ["f32[rows, n]"]),
+        Operation::AddAndNorm { .. } => {
+            signature(["f32[rows, n]", "f32[rows, n]"], ["f32[rows, n]", "T[rows, n]"]).weights(["f32[n]"])
+        }
+        Operation::Slice { .. } => signature(["E[…, n]"], ["E[…, m]"]),
+        Operation::Silu | Operation::Sigmoid => signature(["f32[…]"], ["f32[…]"]),
+        Operation::Multiply | Operation::SiluMultiply => signature(["f32[…]", "f32[…]"], ["T[…]"]),
+        Operation::ScaleRows => signature(["f32[rows, n]", "f32[rows, 1]"], ["f32[rows, n]"]),
+        Operation::Softmax => signature(["f32[rows, experts]"], ["f32[rows, experts]"]),
+        Operation::TopK { k, .. } => {
+            signature(["f32[rows, experts]"], ["f32[rows, k]", "i32[rows, k]"]).with("k", k)
+        }
+        Operation::GroupRows { .. } => signature(["i32[rows, k]"], ["i32[table]"]),
+        Operation::ExpertMatmul { grouped, silu_multiply } => {
+            let rank = op.inputs.first().map_or(0, |id| graph.value(*id).ty.dimensions.len());
+            let x = if rank == 3 { "T[rows, k, n]" } else { "T[rows, n]" };
+            let y = if silu_multiply { "T[rows, k, m]" } else { "f32[rows, k, m]" };
+            let weight = if silu_multiply { "W[experts, 2m, n]" } else { "W[experts, m, n]" };
+            signature([x, "i32[rows, k]"], [y]).more_inputs(when(grouped, &["i32[table]"])).weights([weight])
+        }
+        Operation::CombineExperts { residual } => {
+            signature(["f32[rows, k, n]", "f32[rows, k]"], ["f32[rows, n]"])
+                .more_inputs(when(residual, &["f32[rows, n]"]))
+        }
+    }
+}
+
+/// Rules about attributes and numbers that no pattern says. `number` is the value of a name.
+fn relations(operation: &Operation, number: &dyn Fn(&str) -> u64) -> Result<(), String> {
+    let needs = |holds: bool, rule: String| if holds { Ok(()) } else { Err(rule) };
+    let name = operation.name();
+    let heads_are_shared = |heads: u64| {
+        let kv_heads = number("kv_heads");
+        needs(
+            heads > 0 && heads.is_multiple_of(kv_heads.max(1)),
+            format!("`{name}` has {heads} heads, needs a multiple of the cache's {kv_heads} kv heads"),
+        )
+    };
+    let head_is_even = |head_dim: u64| {
+        needs(
+            head_dim > 0 && head_dim.is_multiple_of(2),
+            format!("`{name}` needs an even head_dim, found {head_dim}"),
+        )
+    };
+    match *operation {
+        Operation::RmsNorm { epsilon } | Operation::AddAndNorm { epsilon } => needs(
+            epsilon.0.is_finite() && epsilon.0 >= 0.0,
+            format!("`{name}` needs a finite epsilon of 0 or more, found {epsilon}"),
+        ),
+        Operation::Matmul { bias, residual, silu_multiply } => needs(
+            !(silu_multiply && (bias || residual)),
+            "`matmul` with silu_multiply has neither bias nor residual".to_owned(),
+        ),
+        Operation::Rotate { head_dim } => head_is_even(head_dim),
+        Operation::Scale { factor } => {
+            needs(factor.0.is_finite(), format!("`{name}` needs a finite factor, found {factor}"))
+        }
+        Operation::AttentionScores { heads, scale } | Operation::Attention { heads, scale } => {
+            needs(scale.0.is_finite(), format!("`{name}` needs a finite scale, found {scale}"))?;
+            heads_are_shared(heads)
+        }
+        Operation::AttentionValues { heads } => heads_are_shared(heads),
+        Operation::RotateAndWriteCache { heads, .. } => {
+            head_is_even(number("head_dim"))?;
+            heads_are_shared(heads)
+        }
+        Operation::Slice { first } => {
+            let (n, m) = (number("n"), number("m"));
+            needs(
+                first.checked_add(m).is_some_and(|end| end <= n),
+                format!("`{name}` takes {m} elements from {first} on, its input has {n}"),
+            )
+        }
+        Operation::TopK { k, .. } => {
+            let experts = number("experts");
+            needs((1..=experts).contains(&k), format!("`{name}` chooses {k} of {experts} experts"))
+        }
+        Operation::GroupRows { experts } => {
+            let (table, k) = (number("table"), number("k"));
+            let entries = experts.checked_mul(2).and_then(|head| table.checked_sub(2)?.checked_sub(head));
+            needs(
+                experts > 0 && entries.is_some_and(|entries| entries > 0 && entries.is_multiple_of(k.max(1))),
+                format!("`{name}` needs a table of 2 + 2·{experts} + max_rows·{k} integers, found {table}"),
+            )
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Checks an operation whose operands exist; returns what `T` is.
+pub(super) fn check(graph: &Graph, op: &Op) -> Result<Option<Element>, String> {
+    let name = op.operation.name();
+    let signature = signature_of(graph, op);
+    for (what, found, needed) in [
+        ("inputs", op.inputs.len(), signature.inputs.len()),
+        ("weights", op.weights.len(), signature.weights.len()),
+        ("caches", op.caches.len(), signature.caches.len()),
+        ("outputs", op.outputs.len(), signature.outputs.len()),
+    ] {
+        if found != needed {
+            return Err(format!("`{name}` has {found} {what}, needs {needed}"));
+        }
+    }
+    let mut bound = Bound::default();
+    bound.numbers.extend(signature.attributes.iter().copied());
+    for (id, kind) in op.caches.iter().zip(&signature.caches) {
+        let cache = graph.cache(*id);
+        bound.cache(&cache.ty, *kind).map_err(|found| format!("cache `#{}` {found}", cache.name))?;
+    }
+    let misfit = |sigil: char, operand: &str, ty: String, pattern: &str, bound: &Bound| {
+        format!("`{sigil}{operand}` is `{ty}`, but `{name}` needs `{pattern}`{}", bound.explain(pattern))
+    };
+    let value_fits = |id: ValueId, pattern: &'static str, bound: &mut Bound| {
+        let value = graph.value(id);
+        if bound.matches(&value.ty, pattern) {
+            return Ok(());
+        }
+        Err(misfit('%', &value.name, tensor_type(&value.ty), pattern, bound))
+    };
+    for (id, pattern) in op.inputs.iter().zip(&signature.inputs) {
+        value_fits(*id, pattern, &mut bound)?;
+    }
+    for (id, pattern) in op.weights.iter().zip(&signature.weights) {
+        let weight = graph.weight(*id);
+        let ty = TensorType { dimensions: weight.ty.dimensions.clone(), element: weight.ty.element };
+        if !bound.matches(&ty, pattern) {
+            return Err(misfit('@', &weight.name, weight_type(&weight.ty), pattern, &bound));
+        }
+    }
+    for (id, pattern) in op.outputs.iter().zip(&signature.outputs) {
+        value_fits(*id, pattern, &mut bound)?;
+    }
+    relations(&op.operation, &|name| bound.numbers.get(name).copied().unwrap_or(0))?;
+    Ok(bound.elements.get("T").copied())
+}
+
+/// What the names of a signature stand for, as far as the operands seen so far tell.
+#[derive(Default)]
+struct Bound {
+    elements: BTreeMap<&'static str, Element>,
+    numbers: BTreeMap<&'static str, u64>,
+    rows: Option<Size>,
+    shape: Option<Vec<Size>>,
+}
+
+impl Bound {
+    fn cache(&mut self, ty: &CacheType, kind: CacheKind) -> Result<(), String> {
+        if ty.kind != kind {
+            return Err(format!("holds {:?}s, needs {kind:?}s", ty.kind).to_lowercase());
+        }
+        let extents = [
+            ("slots", ty.slots),
+            ("kv_heads", ty.kv_heads),
+            ("context", ty.context),
+            ("head_dim", ty.head_dim),
+        ];
+        for (name, extent) in extents {
+            if !self.number(name, extent) {
+                return Err(format!("has {name}={extent}, needs {name}={}", self.numbers[name]));
+            }
+        }
+        Ok(())
+    }
+
+    /// Binds `name`, or compares with what it is bound to.
+    fn number(&mut self, name: &'static str, found: u64) -> bool {
+        *self.numbers.entry(name).or_insert(found) == found
+    }
+
+    fn matches(&mut self, ty: &TensorType, pattern: &'static str) -> bool {
+        let (element, rest) = pattern.split_once('[').expect("a pattern has brackets");
+        let dimensions = rest.trim_end_matches(']');
+        self.matches_element(ty.element, element) && self.matches_shape(&ty.dimensions, dimensions)
+    }
+
+    fn matches_element(&mut self, found: Element, pattern: &'static str) -> bool {
+        if let Some(element) = Element::from_name(pattern) {
+            return found == element;
+        }
+        let is_float = found != Element::I32;
+        match pattern {
+            "W" => is_float && (found == Element::F32 || self.matches_element(found, "T")),
+            "T" => is_float && *self.elements.entry("T").or_insert(found) == found,
+            _ => *self.elements.entry(pattern).or_insert(found) == found,
+        }
+    }
+
+    fn matches_shape(&mut self, dimensions: &[Dimension], pattern: &'static str) -> bool {
+        let sizes: Vec<Size> = dimensions.iter().map(|dimension| dimension.size).collect();
+        if let Some(last) = pattern.strip_prefix('…') {
+            let kept = if last.is_empty() { sizes.len() } else { sizes.len().saturating_sub(1) };
+            let starts_with_rows = sizes.first().is_some_and(|size| size.constant().is_none());
+            let shape = self.shape.get_or_insert_with(|| sizes[..kept].to_vec());
+            let same = starts_with_rows && *shape == sizes[..kept];
+            let last = last.trim_start_matches(", ");
+            return same && (last.is_empty() || self.matches_dimension(sizes[kept], last));
+        }
+        let patterns: Vec<&'static str> = pattern.split(", ").collect();
+        patterns.len() == sizes.len()
+            && patterns.iter().zip(sizes).all(|(pattern, size)| self.matches_dimension(size, pattern))
+    }
+
+    fn matches_dimension(&mut self, found: Size, pattern: &'static str) -> bool {
+        let Some(size) = found.constant() else {
+            return match pattern {
+                "rows" => *self.rows.get_or_insert(found) == found,
+                "all_rows" => found == Size::Rows,
+                "logit_rows" => found == Size::LogitRows,
+                _ => false,
+            };
+        };
+        if matches!(pattern, "rows" | "all_rows" | "logit_rows") {
+            return false;
+        }
+        if let Ok(number) = pattern.parse::<u64>() {
+            return size == number;
+        }
+        if let Some(half) = pattern.strip_prefix('2') {
+            return size.is_multiple_of(2) && self.number(half, size / 2);
+        }
+        match pattern.split_once('·') {
+            None => self.number(pattern, size),
+            Some((left, right)) => {
+                let product = |a: u64, b: u64| a.checked_mul(b);
+                match (self.numbers.get(left).copied(), self.numbers.get(right).copied()) {
+                    (Some(a), Some(b)) => product(a, b) == Some(size),
+                    (None, Some(b)) => b > 0 && size.is_multiple_of(b) && self.number(left, size / b),
+                    (Some(a), None) => a > 0 && size.is_multiple_of(a) && self.number(right, size / a),
+                    (None, None) => false,
+                }
+            }
+        }
+    }
+
+    /// `, where k = 896 and T = bf16`, of the names in `pattern` that are bound.
+    fn explain(&self, pattern: &str) -> String {
+        let words: Vec<&str> =
+            pattern.split(|character: char| !character.is_alphanumeric() && character != '_').collect();
+        let is_meant = |name: &str| words.iter().any(|word| word.trim_start_matches('2') == name);
+        let numbers = self.numbers.iter().filter(|(name, _)| is_meant(name));
+        let elements = self.elements.iter().filter(|(name, _)| is_meant(name));
+        let mut known: Vec<String> = elements.map(|(name, element)| format!("{name} = {element}")).collect();
+        known.extend(numbers.map(|(name, number)| format!("{name} = {number}")));
+        match self.rows {
+            Some(Size::LogitRows) if is_meant("rows") => known.push("rows = logit_rows".to_owned()),
+            Some(Size::Rows) if is_meant("rows") => known.push("rows = rows".to_owned()),
+            _ => {}
+        }
+        if known.is_empty() { String::new() } else { format!(", where {}", known.join(", ")) }
+    }
+}
