@@ -12,14 +12,26 @@
 //!
 //! Everything here parses hostile bytes: no panic, no unbounded allocation.
 
+mod check;
+mod codec;
 mod diagnostic;
+mod elf;
+mod error;
+mod header;
 mod locator;
 mod manifest;
+mod program;
 mod steps;
+mod table_codec;
 
+pub use check::{OPERAND_ALIGNMENT, check_program};
+pub use codec::DecodeError;
 pub use diagnostic::Diagnostic;
-pub use locator::{LOCATOR_MAGIC, Locator};
+pub use error::ProgramError;
+pub use header::{FORMAT_VERSION, Header, Section, SectionRecord};
+pub use locator::{HEADER_ALIGNMENT, LOCATOR_MAGIC, Locator, WEIGHTS_ALIGNMENT, patch_locator};
 pub use manifest::{GenerationDefaults, InputOffsets, Manifest, ModelSummary, PassRecord, SelfTestRecord};
+pub use program::{ProgramFile, encode_program_head};
 pub use steps::{
     KernelInfo, Operand, Region, RowAxis, Step, StepCost, StepList, StepLists, WeightEntry, WeightTable,
 };

@@ -91,6 +91,13 @@ pub struct StepLists {
     pub lists: Vec<StepList>,
 }
 
+impl StepLists {
+    /// The list with this name.
+    pub fn list(&self, name: &str) -> Option<&StepList> {
+        self.lists.iter().find(|list| list.name == name)
+    }
+}
+
 /// One weight of the region.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WeightEntry {

@@ -1,0 +1,164 @@
+//! Step lists and weight table as bytes.
+
+use crate::codec::{ByteReader, ByteWriter, DecodeError};
+use crate::{
+    KernelInfo, Operand, Region, RowAxis, Step, StepCost, StepList, StepLists, WeightEntry, WeightTable,
+};
+
+/// Bytes of an encoded operand.
+const OPERAND_BYTES: usize = 1 + 8 + 8;
+/// Fewest bytes of an encoded step: kernel, layer tag, row axis, operand count, cost.
+const STEP_LEAST_BYTES: usize = 4 + 1 + 1 + 4 + 5 * 8;
+/// Fewest bytes of an encoded list: name, two row counts, two step counts.
+const LIST_LEAST_BYTES: usize = 4 + 4 + 4 + 4 + 4;
+/// Fewest bytes of an encoded weight: three texts, offset, bytes, hash.
+const WEIGHT_LEAST_BYTES: usize = 3 * 4 + 8 + 8 + 32;
+
+impl StepLists {
+    /// The step lists as they stand in the program.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = ByteWriter::default();
+        writer.count(self.kernels.len());
+        for kernel in &self.kernels {
+            writer.text(&kernel.name);
+        }
+        writer.count(self.lists.len());
+        for list in &self.lists {
+            writer.text(&list.name);
+            writer.u32(list.max_rows);
+            writer.u32(list.max_logit_rows);
+            for steps in [&list.body, &list.head] {
+                writer.count(steps.len());
+                for step in steps {
+                    encode_step(&mut writer, step);
+                }
+            }
+        }
+        writer.finish()
+    }
+
+    /// Reads what [`StepLists::encode`] wrote. Ranges are checked later, against the manifest.
+    ///
+    /// # Errors
+    ///
+    /// [`DecodeError`] where the bytes end early, lie about a count or hold an unknown tag.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = ByteReader::new(bytes);
+        let kernels = reader.vector(4, |reader| Ok(KernelInfo { name: reader.text()? }))?;
+        let lists = reader.vector(LIST_LEAST_BYTES, |reader| {
+            Ok(StepList {
+                name: reader.text()?,
+                max_rows: reader.u32()?,
+                max_logit_rows: reader.u32()?,
+                body: reader.vector(STEP_LEAST_BYTES, decode_step)?,
+                head: reader.vector(STEP_LEAST_BYTES, decode_step)?,
+            })
+        })?;
+        reader.finish()?;
+        Ok(Self { kernels, lists })
+    }
+}
+
+fn encode_step(writer: &mut ByteWriter, step: &Step) {
+    writer.u32(step.kernel);
+    match step.layer {
+        None => writer.u8(0),
+        Some(layer) => {
+            writer.u8(1);
+            writer.u32(layer);
+        }
+    }
+    writer.u8(match step.row_axis {
+        RowAxis::Rows => 0,
+        RowAxis::LogitRows => 1,
+    });
+    writer.count(step.operands.len());
+    for operand in &step.operands {
+        writer.u8(match operand.region {
+            Region::Arena => 0,
+            Region::Weights => 1,
+        });
+        writer.u64(operand.offset);
+        writer.u64(operand.bytes);
+    }
+    let StepCost {
+        fixed_bytes,
+        bytes_per_row,
+        bytes_per_row_and_position,
+        operations_per_row,
+        operations_per_row_and_position,
+    } = step.cost;
+    writer.u64(fixed_bytes);
+    writer.u64(bytes_per_row);
+    writer.u64(bytes_per_row_and_position);
+    writer.u64(operations_per_row);
+    writer.u64(operations_per_row_and_position);
+}
+
+fn decode_step(reader: &mut ByteReader<'_>) -> Result<Step, DecodeError> {
+    let kernel = reader.u32()?;
+    let layer = match reader.u8()? {
+        0 => None,
+        1 => Some(reader.u32()?),
+        tag => return Err(reader.error(format!("unknown layer tag {tag}"))),
+    };
+    let row_axis = match reader.u8()? {
+        0 => RowAxis::Rows,
+        1 => RowAxis::LogitRows,
+        tag => return Err(reader.error(format!("unknown row axis {tag}"))),
+    };
+    let operands = reader.vector(OPERAND_BYTES, |reader| {
+        let region = match reader.u8()? {
+            0 => Region::Arena,
+            1 => Region::Weights,
+            tag => return Err(reader.error(format!("unknown region {tag}"))),
+        };
+        Ok(Operand { region, offset: reader.u64()?, bytes: reader.u64()? })
+    })?;
+    let cost = StepCost {
+        fixed_bytes: reader.u64()?,
+        bytes_per_row: reader.u64()?,
+        bytes_per_row_and_position: reader.u64()?,
+        operations_per_row: reader.u64()?,
+        operations_per_row_and_position: reader.u64()?,
+    };
+    Ok(Step { kernel, layer, row_axis, operands, cost })
+}
+
+impl WeightTable {
+    /// The table as it stands in the program.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = ByteWriter::default();
+        writer.count(self.entries.len());
+        for entry in &self.entries {
+            writer.text(&entry.name);
+            writer.text(&entry.ty);
+            writer.text(&entry.layout);
+            writer.u64(entry.offset);
+            writer.u64(entry.bytes);
+            writer.raw(&entry.sha256);
+        }
+        writer.finish()
+    }
+
+    /// Reads what [`WeightTable::encode`] wrote.
+    ///
+    /// # Errors
+    ///
+    /// [`DecodeError`] where the bytes end early or lie about a count.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = ByteReader::new(bytes);
+        let entries = reader.vector(WEIGHT_LEAST_BYTES, |reader| {
+            Ok(WeightEntry {
+                name: reader.text()?,
+                ty: reader.text()?,
+                layout: reader.text()?,
+                offset: reader.u64()?,
+                bytes: reader.u64()?,
+                sha256: reader.array()?,
+            })
+        })?;
+        reader.finish()?;
+        Ok(Self { entries })
+    }
+}
