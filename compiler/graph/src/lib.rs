@@ -5,12 +5,14 @@
 
 mod config;
 mod ir;
+mod model;
 mod text;
 mod verify;
 mod weight;
 
 pub use config::{ExpertConfig, Family, ModelConfig, Rope, RopeScaling};
 pub use ir::{Cache, CacheId, Graph, Op, Value, ValueId, WeightId};
+pub use model::{GraphOptions, build_graph};
 pub use text::{ParseError, parse_graph, print_graph};
 pub use verify::{VerifyError, verify};
 pub use weight::{RopeTable, SourceError, TensorSource, Weight, WeightPart, WeightSource};
