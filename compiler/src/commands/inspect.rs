@@ -1,0 +1,104 @@
+//! `qwen2c inspect`: what a file holds, an emitted program or a checkpoint.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::Path;
+
+use qwen2c_checkpoint::{Checkpoint, parameter_count, print_config_table};
+use qwen2c_format::ProgramFile;
+
+use crate::arguments::InspectArguments;
+use crate::failure::Failure;
+use crate::program::manifest_text;
+use crate::report::{describe_model, key, section};
+use crate::table::{Side, Table};
+use crate::units;
+
+/// First bytes of an executable.
+const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
+
+/// Prints what the file holds.
+///
+/// # Errors
+///
+/// When it is neither an emitted program nor a checkpoint, or is damaged.
+pub(crate) fn run(arguments: &InspectArguments, out: &mut dyn Write) -> Result<(), Failure> {
+    let path = &arguments.file;
+    if path.is_file() && starts_with_elf(path)? {
+        let file = File::open(path).map_err(|error| Failure::file("open the program", path, &error))?;
+        let program =
+            ProgramFile::read(&file).map_err(|error| error.diagnostic().at(path.display().to_string()))?;
+        if arguments.json {
+            write!(out, "{}", manifest_text(&program.manifest))?;
+            return Ok(());
+        }
+        return print(out, &program_lines(&program));
+    }
+    let checkpoint = Checkpoint::open(path)?;
+    if arguments.json {
+        return print_checkpoint_json(out, &checkpoint);
+    }
+    print(out, &checkpoint_lines(&checkpoint))
+}
+
+fn starts_with_elf(path: &Path) -> Result<bool, Failure> {
+    let mut start = [0; 4];
+    let mut file = File::open(path).map_err(|error| Failure::file("open the file", path, &error))?;
+    Ok(file.read_exact(&mut start).is_ok() && start == ELF_MAGIC)
+}
+
+fn print(out: &mut dyn Write, lines: &[String]) -> Result<(), Failure> {
+    for line in lines {
+        writeln!(out, "{line}")?;
+    }
+    Ok(())
+}
+
+fn program_lines(program: &ProgramFile) -> Vec<String> {
+    let manifest = &program.manifest;
+    let mut facts = Table::new(&[Side::Left, Side::Left]);
+    facts.row([key("build"), manifest.build.clone()]);
+    facts.row([key("model"), describe_model(&manifest.model)]);
+    facts.row([key("target"), format!("{} ({})", manifest.target, manifest.required_features.join(" "))]);
+    facts.row([key("types"), format!("{}, quantization {}", manifest.dtype, manifest.quant)]);
+    facts.row([key("context"), format!("{} positions", units::grouped(manifest.context))]);
+    facts.row([key("weights"), units::exact_bytes(manifest.weight_bytes)]);
+    facts.row([key("kv cache"), units::exact_bytes(manifest.kv_cache_bytes)]);
+    facts.row([key("arena"), units::exact_bytes(manifest.arena_bytes)]);
+    facts.row([
+        key("tokenizer"),
+        program
+            .tokenizer
+            .as_ref()
+            .map_or_else(|| "none".to_owned(), |tables| units::exact_bytes(tables.len() as u64)),
+    ]);
+    let mut lines = facts.lines(0);
+
+    let mut lists = Table::new(&[Side::Left, Side::Right, Side::Right, Side::Right]);
+    lists.row(["list", "rows", "steps of the body", "of the head"]);
+    for list in &program.lists.lists {
+        lists.row([
+            list.name.clone(),
+            list.max_rows.to_string(),
+            list.body.len().to_string(),
+            list.head.len().to_string(),
+        ]);
+    }
+    section(&mut lines, "step lists", lists.lines(4));
+    let kernels = program.lists.kernels.iter().map(|kernel| format!("    {}", kernel.name)).collect();
+    section(&mut lines, "kernels", kernels);
+
+    let mut weights = Table::new(&[Side::Left, Side::Left, Side::Left, Side::Right, Side::Right]);
+    weights.row(["weight", "type", "layout", "offset", "bytes"]);
+    for weight in &program.weights.entries {
+        weights.row([
+            weight.name.clone(),
+            weight.ty.clone(),
+            weight.layout.clone(),
+            weight.offset.to_string(),
+            weight.bytes.to_string(),
+        ]);
+    }
+    section(&mut lines, "weights", weights.lines(4));
+    lines
+}

@@ -1,0 +1,120 @@
+//! `qwen2c plan`: what a build would need and reach, without building.
+
+use std::io::Write;
+
+use console::style;
+use qwen2c_checkpoint::{describe_model, parameter_count};
+use qwen2c_format::Diagnostic;
+use qwen2c_request::Target;
+use serde::Serialize;
+
+use crate::arguments::PlanArguments;
+use crate::emit::EmittedText;
+use crate::failure::Failure;
+use crate::machine;
+use crate::pipeline::plan_model;
+use crate::prediction::{DecodePrediction, MemoryTable};
+use crate::program::BUILD;
+use crate::report::{key, memory_table, prediction_lines, section};
+use crate::request::{BuildRequest, QUANT};
+use crate::table::{Side, Table};
+use crate::timing::Timings;
+use crate::units;
+
+/// What `plan` prints, and with `--json` in this form.
+#[derive(Debug, Serialize)]
+struct PlanReport {
+    model: String,
+    parameters: u64,
+    target: String,
+    quant: &'static str,
+    dtype: &'static str,
+    context: u64,
+    model_maximum_context: u64,
+    memory: MemoryTable,
+    total_bytes: u64,
+    machine_memory_bytes: u64,
+    largest_context: u64,
+    prediction: DecodePrediction,
+}
+
+/// Prints the plan of a build.
+///
+/// # Errors
+///
+/// When the arguments are wrong or the model cannot be served.
+pub(crate) fn run(arguments: &PlanArguments, out: &mut dyn Write) -> Result<(), Failure> {
+    let request = BuildRequest::resolve(&arguments.build)?;
+    if let Some(device) = &arguments.device {
+        return Err(Diagnostic::new(format!("device `{device}` is not known to this version"))
+            .at("`--device`")
+            .help("leave it out to plan for this machine, and name a rate with `--bandwidth GB/S`")
+            .into());
+    }
+    let bandwidth_bytes_per_s = match arguments.bandwidth {
+        Some(rate) if rate.is_finite() && rate > 0.0 => rate * 1e9,
+        Some(rate) => {
+            return Err(Failure::Usage(
+                Diagnostic::new("the bandwidth is not a positive number")
+                    .at("`--bandwidth`")
+                    .found(rate.to_string()),
+            ));
+        }
+        None => machine::read_bandwidth_bytes_per_s(),
+    };
+    let report = report(&request, bandwidth_bytes_per_s)?;
+    if arguments.json {
+        let text = serde_json::to_string_pretty(&report).expect("a plan's report has no maps with odd keys");
+        writeln!(out, "{text}")?;
+    } else {
+        for line in lines(&report) {
+            writeln!(out, "{line}")?;
+        }
+    }
+    Ok(())
+}
+
+fn report(request: &BuildRequest, bandwidth_bytes_per_s: f64) -> Result<PlanReport, Failure> {
+    let description = describe_model(&request.model_request())?;
+    let config = &description.config;
+    let output = request.output_path(&config.name);
+    let emitted = EmittedText::new(request.emit_path(&output), request.emit.clone());
+    let planned = plan_model(request, &description, &emitted, &mut Timings::default())?;
+    let memory = MemoryTable::new(&planned.plan);
+    let machine_memory_bytes = machine::memory_bytes();
+    Ok(PlanReport {
+        model: config.name.clone(),
+        parameters: parameter_count(config),
+        target: request.target.description().name.clone(),
+        quant: QUANT,
+        dtype: request.dtype.name(),
+        context: planned.context,
+        model_maximum_context: config.max_context,
+        memory,
+        total_bytes: memory.total_bytes(),
+        machine_memory_bytes,
+        largest_context: memory.largest_context(planned.context, config.max_context, machine_memory_bytes),
+        prediction: DecodePrediction::new(&planned.plan, planned.context, bandwidth_bytes_per_s),
+    })
+}
+
+fn lines(report: &PlanReport) -> Vec<String> {
+    let mut table = Table::new(&[Side::Left, Side::Left]);
+    let model =
+        format!("{}, {} parameters", style(&report.model).bold(), units::parameters(report.parameters));
+    table.row([key("model"), model]);
+    table.row([key("target"), format!("{}, {}", report.target, report.dtype)]);
+    let maximum = units::grouped(report.model_maximum_context);
+    table.row([key("context"), format!("{} of {maximum} positions", units::grouped(report.context))]);
+    let mut lines = vec![String::new(), format!("  {}", style(BUILD).bold()), String::new()];
+    lines.extend(table.lines(2));
+    section(&mut lines, "memory", memory_table(&report.memory, report.context).lines(4));
+    let machine = units::bytes(report.machine_memory_bytes);
+    lines.push(match report.largest_context {
+        0 => format!("    the weights do not fit the {machine} of this machine"),
+        context => format!("    {} positions fit the {machine} of this machine", units::grouped(context)),
+    });
+    section(&mut lines, "generation", prediction_lines(&report.prediction, report.context));
+    lines.push(String::new());
+    lines
+}

@@ -1,0 +1,321 @@
+//! What a build will do: the arguments, checked and resolved as far as that needs no checkpoint.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use qwen2c_checkpoint::ModelRequest;
+use qwen2c_format::Diagnostic;
+use qwen2c_graph::passes::{SelectionError, select_passes};
+use qwen2c_request::{Element, Target};
+use qwen2c_targets::{CpuTarget, TargetError, known_targets, resolve_target};
+
+use crate::arguments::BuildArguments;
+use crate::failure::Failure;
+use crate::stage::Stage;
+use crate::suggestion::nearest;
+
+/// Largest default context: more would cost memory that few conversations need.
+const MOST_DEFAULT_POSITIONS: u64 = 8192;
+
+/// The only quantization of this version, as it stands in names and manifests.
+pub(crate) const QUANT: &str = "none";
+
+/// A build that can start.
+#[derive(Clone, Debug)]
+pub(crate) struct BuildRequest {
+    /// `--model`.
+    pub(crate) model: String,
+    /// `--weights`.
+    pub(crate) weights: Option<String>,
+    /// `--revision`.
+    pub(crate) revision: Option<String>,
+    /// The target.
+    pub(crate) target: CpuTarget,
+    /// Whether `--quant` was left out.
+    pub(crate) quant_is_default: bool,
+    /// Type of activations and weights.
+    pub(crate) dtype: Element,
+    /// `--context`.
+    pub(crate) context: Option<u64>,
+    /// Passes that do not run.
+    pub(crate) disabled_passes: BTreeSet<&'static str>,
+    /// Stages whose text is written.
+    pub(crate) emit: BTreeSet<Stage>,
+    /// `--emit-dir`.
+    pub(crate) emit_directory: Option<PathBuf>,
+    /// `--output`.
+    pub(crate) output: Option<PathBuf>,
+    /// Print the account of time.
+    pub(crate) time_passes: bool,
+    /// Print nothing but errors.
+    pub(crate) quiet: bool,
+}
+
+impl BuildRequest {
+    /// Checks the arguments.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Usage`] for a name that does not exist, [`Failure::Input`] for what this version
+    /// cannot do yet.
+    pub(crate) fn resolve(arguments: &BuildArguments) -> Result<Self, Failure> {
+        require_no_quantization(arguments.quant.as_deref())?;
+        Ok(Self {
+            model: arguments.model.clone(),
+            weights: arguments.weights.clone(),
+            revision: arguments.revision.clone(),
+            target: single_target(&arguments.target)?,
+            quant_is_default: arguments.quant.is_none(),
+            dtype: parse_dtype(&arguments.dtype)?,
+            context: arguments.context,
+            disabled_passes: disabled_passes(arguments)?,
+            emit: parse_stages(&arguments.emit)?,
+            emit_directory: arguments.emit_dir.clone(),
+            output: arguments.output.clone(),
+            time_passes: arguments.time_passes,
+            quiet: arguments.quiet,
+        })
+    }
+
+    /// What the readers of checkpoints need to know.
+    pub(crate) fn model_request(&self) -> ModelRequest<'_> {
+        ModelRequest {
+            model: &self.model,
+            weights: self.weights.as_deref(),
+            revision: self.revision.as_deref(),
+        }
+    }
+
+    /// Where the program goes: `-o`, or `<model>-<quant>-<target>` in the working directory.
+    pub(crate) fn output_path(&self, model_name: &str) -> PathBuf {
+        self.output.clone().unwrap_or_else(|| {
+            PathBuf::from(format!("{}-{QUANT}-{}", file_name(model_name), self.target.description().name))
+        })
+    }
+
+    /// Where the stages' text goes.
+    pub(crate) fn emit_path(&self, output: &Path) -> PathBuf {
+        self.emit_directory.clone().unwrap_or_else(|| {
+            let mut name = output.as_os_str().to_owned();
+            name.push(".emit");
+            PathBuf::from(name)
+        })
+    }
+
+    /// Positions the program serves.
+    ///
+    /// # Errors
+    ///
+    /// When `--context` exceeds what the model was made for.
+    pub(crate) fn settle_context(&self, model_maximum: u64) -> Result<u64, Diagnostic> {
+        match self.context {
+            None => Ok(model_maximum.min(MOST_DEFAULT_POSITIONS)),
+            Some(context) if context <= model_maximum => Ok(context),
+            Some(context) => Err(Diagnostic::new("the context is longer than the model can serve")
+                .at("`--context`")
+                .found(format!("{context} positions"))
+                .needed(format!("at most {model_maximum}"))
+                .help("a longer context needs a `rope_scaling` of type `yarn` in the checkpoint's `config.json`")),
+        }
+    }
+}
+
+/// A model's name with nothing in it that a file name could not hold.
+fn file_name(model_name: &str) -> String {
+    let name: String = model_name
+        .to_lowercase()
+        .chars()
+        .map(|letter| if letter.is_ascii_alphanumeric() || "._+".contains(letter) { letter } else { '-' })
+        .collect();
+    let name = name.trim_matches(['-', '.']);
+    if name.is_empty() { "model".to_owned() } else { name.to_owned() }
+}
+
+fn require_no_quantization(quant: Option<&str>) -> Result<(), Failure> {
+    let Some(quant) = quant.filter(|quant| *quant != QUANT) else { return Ok(()) };
+    let (format, group) =
+        quant.split_once(':').map_or((quant, None), |(format, group)| (format, Some(group)));
+    let is_known = match format {
+        "int8" | "int4" => group.is_none_or(|group| ["32", "64", "128"].contains(&group)),
+        "keep" => group.is_none(),
+        _ => false,
+    };
+    if !is_known {
+        return Err(Failure::Usage(
+            Diagnostic::new("no such quantization")
+                .at("`--quant`")
+                .found(format!("`{quant}`"))
+                .needed("`none`, `int8[:GROUP]`, `int4[:GROUP]` or `keep`, with groups of 32, 64 or 128"),
+        ));
+    }
+    Err(Diagnostic::new(format!("quantization `{quant}` is not available in this version"))
+        .at("`--quant`")
+        .help("build with `--quant none`: weights of a quantized checkpoint are widened to `--dtype`")
+        .into())
+}
+
+fn single_target(targets: &[String]) -> Result<CpuTarget, Failure> {
+    let [target] = targets else {
+        return Err(Diagnostic::new("one program for several targets is not available in this version")
+            .at("`--target`")
+            .found(format!("{} targets", targets.len()))
+            .needed("one")
+            .help("build one program for each target")
+            .into());
+    };
+    resolve_target(target).map_err(|error| {
+        let diagnostic = Diagnostic::new(error.to_string()).at("`--target`");
+        match error {
+            TargetError::NotYet { .. } | TargetError::MachineTooOld { .. } => Failure::Input(
+                diagnostic.help("name a CPU target: `native`, `x86-64-v3`, `x86-64-v4` or `x86-64-amx`"),
+            ),
+            TargetError::Unknown { .. } | TargetError::UnknownFeature { .. } => {
+                let names: Vec<&str> = known_targets().iter().map(|(name, _)| *name).collect();
+                Failure::Usage(diagnostic.needed(format!("one of {}", names.join(", "))))
+            }
+        }
+    })
+}
+
+fn parse_dtype(name: &str) -> Result<Element, Failure> {
+    match Element::from_name(&name.to_ascii_lowercase()) {
+        Some(element @ (Element::F32 | Element::Bf16 | Element::F16)) => Ok(element),
+        _ => Err(Failure::Usage(
+            Diagnostic::new("no such element type")
+                .at("`--dtype`")
+                .found(format!("`{name}`"))
+                .needed("`f32`, `bf16` or `f16`"),
+        )),
+    }
+}
+
+fn disabled_passes(arguments: &BuildArguments) -> Result<BTreeSet<&'static str>, Failure> {
+    let refused = |error: SelectionError| {
+        Failure::Usage(Diagnostic::new(error.to_string()).help("`qwen2c passes` lists the passes"))
+    };
+    let mut disabled = select_passes(arguments.no_pass.iter().map(String::as_str)).map_err(refused)?;
+    for name in &arguments.pass {
+        match select_passes([name.as_str()]) {
+            Ok(enabled) => disabled.retain(|pass| !enabled.contains(pass)),
+            // A mandatory pass is on already.
+            Err(SelectionError::Mandatory { .. }) => {}
+            Err(error) => return Err(refused(error)),
+        }
+    }
+    Ok(disabled)
+}
+
+fn parse_stages(names: &[String]) -> Result<BTreeSet<Stage>, Failure> {
+    names.iter().map(|name| parse_stage(name)).collect()
+}
+
+fn parse_stage(name: &str) -> Result<Stage, Failure> {
+    let lower_case = name.trim().to_ascii_lowercase();
+    if let Some(stage) = Stage::from_mnemonic(&lower_case) {
+        return Ok(stage);
+    }
+    let known = Stage::ALL.map(Stage::mnemonic);
+    let mut diagnostic = Diagnostic::new(format!("no such stage `{name}`"))
+        .at("`--emit`")
+        .needed(format!("some of {}", known.join(", ")));
+    if let Some(meant) = nearest(&lower_case, known) {
+        diagnostic = diagnostic.help(format!("did you mean `{meant}`?"));
+    }
+    Err(Failure::Usage(diagnostic))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BuildRequest, file_name};
+    use crate::arguments::BuildArguments;
+    use crate::failure::Failure;
+
+    fn arguments() -> BuildArguments {
+        BuildArguments {
+            model: "0.5B".to_owned(),
+            target: vec!["x86-64-v3".to_owned()],
+            dtype: "bf16".to_owned(),
+            ..BuildArguments::default()
+        }
+    }
+
+    fn refusal(change: impl FnOnce(&mut BuildArguments)) -> Failure {
+        let mut arguments = arguments();
+        change(&mut arguments);
+        BuildRequest::resolve(&arguments).expect_err("the arguments are wrong")
+    }
+
+    #[test]
+    fn the_default_output_is_named_after_model_quantization_and_target() {
+        let request = BuildRequest::resolve(&arguments()).unwrap();
+        let output = request.output_path("Qwen2/0.5B Instruct");
+        assert_eq!(output.to_str(), Some("qwen2-0.5b-instruct-none-x86-64-v3"));
+        assert_eq!(request.emit_path(&output).to_str(), Some("qwen2-0.5b-instruct-none-x86-64-v3.emit"));
+    }
+
+    #[test]
+    fn a_hostile_model_name_cannot_leave_the_directory() {
+        assert_eq!(file_name("../../etc/passwd"), "etc-passwd");
+        assert_eq!(file_name("…"), "model");
+    }
+
+    #[test]
+    fn the_context_defaults_to_the_smaller_of_model_and_8192() {
+        let mut arguments = arguments();
+        let request = BuildRequest::resolve(&arguments).unwrap();
+        assert_eq!(request.settle_context(2048), Ok(2048));
+        assert_eq!(request.settle_context(32768), Ok(8192));
+        arguments.context = Some(20000);
+        let request = BuildRequest::resolve(&arguments).unwrap();
+        assert_eq!(request.settle_context(32768), Ok(20000));
+        let refused = request.settle_context(8192).unwrap_err();
+        assert_eq!(refused.found.as_deref(), Some("20000 positions"));
+    }
+
+    #[test]
+    fn quantizations_of_the_contract_are_refused_as_input_and_others_as_usage() {
+        for quant in ["int8", "int4:128", "keep"] {
+            let failure = refusal(|arguments| arguments.quant = Some(quant.to_owned()));
+            assert_eq!(failure.exit_code(), 1, "{quant}");
+            assert!(failure.to_string().contains("--quant none"), "{failure}");
+        }
+        for quant in ["int5", "int8:48", "keep:32", ""] {
+            assert_eq!(
+                refusal(|arguments| arguments.quant = Some(quant.to_owned())).exit_code(),
+                2,
+                "{quant}"
+            );
+        }
+    }
+
+    #[test]
+    fn targets_are_one_known_name() {
+        let failure = refusal(|arguments| arguments.target = vec!["sm80".to_owned()]);
+        assert_eq!(failure.exit_code(), 2);
+        assert!(failure.to_string().contains("did you mean `sm_80`"), "{failure}");
+        assert_eq!(refusal(|arguments| arguments.target = vec!["sm_80".to_owned()]).exit_code(), 1);
+        let both = vec!["x86-64-v3".to_owned(), "x86-64-v4".to_owned()];
+        assert_eq!(refusal(|arguments| arguments.target = both).exit_code(), 1);
+    }
+
+    #[test]
+    fn passes_can_be_switched_off_and_on_again_unless_mandatory() {
+        let mut arguments = arguments();
+        arguments.no_pass = vec!["fuse_attention".to_owned(), "merge_gate_and_up".to_owned()];
+        arguments.pass = vec!["merge_gate_and_up".to_owned(), "resolve_rope".to_owned()];
+        let request = BuildRequest::resolve(&arguments).unwrap();
+        assert_eq!(Vec::from_iter(request.disabled_passes), ["fuse_attention"]);
+        let failure = refusal(|arguments| arguments.no_pass = vec!["resolve_rope".to_owned()]);
+        assert_eq!(failure.exit_code(), 2);
+        let failure = refusal(|arguments| arguments.no_pass = vec!["fuse_atention".to_owned()]);
+        assert!(failure.to_string().contains("fuse_attention"), "{failure}");
+    }
+
+    #[test]
+    fn stages_and_types_are_checked() {
+        let failure = refusal(|arguments| arguments.emit = vec!["graph".to_owned(), "grahp".to_owned()]);
+        assert_eq!(failure.exit_code(), 2);
+        assert!(failure.to_string().contains("did you mean `graph`"), "{failure}");
+        assert_eq!(refusal(|arguments| arguments.dtype = "i32".to_owned()).exit_code(), 2);
+    }
+}

@@ -1,0 +1,129 @@
+//! What `PROGRAM self-test` compares with: logits that the graph interpreter computes at build.
+//!
+//! The whole model would take the interpreter minutes, so a short one stands for it: the embedding, the
+//! first layer of each kind, and 64 rows of the head. Weights are read as they are needed, which works
+//! for a model of any size.
+
+use qwen2c_format::{Diagnostic, SelfTestRecord};
+use qwen2c_graph::interpret::Interpreter;
+use qwen2c_graph::passes::{PASSES, PassContext, run_passes};
+use qwen2c_graph::{
+    Graph, GraphOptions, ModelConfig, SourceError, TensorSource, WeightPart, WeightSource, build_graph,
+};
+use qwen2c_request::{Element, Size};
+
+use crate::failure::Failure;
+use crate::weights::unreadable;
+
+/// Most ids of the test.
+const MOST_TOKENS: u64 = 8;
+
+/// Most logits of a row that are compared.
+const MOST_COLUMNS: u64 = 64;
+
+/// Name under which the chosen rows of the head are read.
+const CHOSEN_HEAD: &str = "self_test.head";
+
+/// The fixed ids: spread over the vocabulary, and never more than the context holds.
+pub(crate) fn tokens(config: &ModelConfig, context: u64) -> Vec<u32> {
+    let count = MOST_TOKENS.min(context);
+    (0..count)
+        .map(|index| ((index * config.vocabulary / MOST_TOKENS + 7 * index + 1) % config.vocabulary) as u32)
+        .collect()
+}
+
+/// The first layer of each kind.
+pub(crate) fn layers(config: &ModelConfig) -> Vec<u64> {
+    let mut layers: Vec<u64> = [false, true]
+        .into_iter()
+        .filter_map(|is_sparse| (0..config.layers).find(|layer| config.is_sparse(*layer) == is_sparse))
+        .collect();
+    layers.sort_unstable();
+    layers
+}
+
+/// Computes the record.
+///
+/// # Errors
+///
+/// When a tensor cannot be read.
+pub(crate) fn record(
+    config: &ModelConfig,
+    dtype: Element,
+    context: u64,
+    source: &dyn TensorSource,
+) -> Result<SelfTestRecord, Failure> {
+    let tokens = tokens(config, context);
+    let rows = tokens.len() as u64;
+    let options = GraphOptions { dtype, context: rows, slots: 1, layers: Some(layers(config)) };
+    let mut graph = build_graph(config, &options);
+    resolve(&mut graph, config, rows)?;
+    let count = MOST_COLUMNS.min(config.vocabulary);
+    let columns: Vec<u32> = (0..count).map(|index| (index * config.vocabulary / count) as u32).collect();
+    let head = choose_head_rows(&mut graph, &columns)?;
+    let source = ChosenRows { source, head: &head, rows: &columns };
+    let mut interpreter = Interpreter::new(&graph, &source);
+    let positions: Vec<u32> = (0..rows as u32).collect();
+    let slots = vec![0; tokens.len()];
+    let logits = interpreter
+        .step(&tokens, &positions, &slots, &positions)
+        .map_err(|error| unreadable("of the self-test", error.into()))?;
+    let tolerance = if dtype == Element::F32 { 1e-4 } else { 2e-2 };
+    Ok(SelfTestRecord { tokens, columns, logits, tolerance })
+}
+
+/// Runs the mandatory passes: the interpreter needs the rotary table, and nothing is fused, so that the
+/// reference does not depend on the passes that it is to judge.
+fn resolve(graph: &mut Graph, config: &ModelConfig, rows: u64) -> Result<(), Failure> {
+    let optional = PASSES.iter().filter(|pass| pass.optional).map(|pass| pass.name).collect();
+    let context = PassContext { config, target_lanes: 1, max_rows: rows };
+    run_passes(graph, &context, &optional, &mut |_, _, _| {})
+        .map(|_| ())
+        .map_err(|error| Failure::Bug(Diagnostic::new(error.to_string()).at("the self-test's graph")))
+}
+
+/// Replaces the head's weight by some of its rows; returns the tensor it came from.
+fn choose_head_rows(graph: &mut Graph, columns: &[u32]) -> Result<String, Failure> {
+    let bug = || Failure::Bug(Diagnostic::new("the self-test's graph does not end in a projection"));
+    let logits = *graph.outputs.first().ok_or_else(bug)?;
+    let head = graph.operations.iter().position(|op| op.outputs.contains(&logits)).ok_or_else(bug)?;
+    let original = *graph.operations[head].weights.first().ok_or_else(bug)?;
+    let mut weight = graph.weight(original).clone();
+    let WeightSource::Tensors(parts) = &weight.source else { return Err(bug()) };
+    let tensor = parts.first().ok_or_else(bug)?.tensor.clone();
+    let rows = columns.len() as u64;
+    CHOSEN_HEAD.clone_into(&mut weight.name);
+    weight.source =
+        WeightSource::Tensors(vec![WeightPart { tensor: CHOSEN_HEAD.to_owned(), rows, padded_rows: rows }]);
+    weight.ty.dimensions.first_mut().ok_or_else(bug)?.size = Size::Constant(rows);
+    let chosen = graph.add_weight(weight);
+    graph.operations[head].weights = vec![chosen];
+    graph.values[logits.0 as usize].ty.dimensions.last_mut().ok_or_else(bug)?.size = Size::Constant(rows);
+    Ok(tensor)
+}
+
+/// A source in which [`CHOSEN_HEAD`] consists of single rows of another tensor.
+struct ChosenRows<'a> {
+    source: &'a dyn TensorSource,
+    head: &'a str,
+    rows: &'a [u32],
+}
+
+impl TensorSource for ChosenRows<'_> {
+    fn read_rows(
+        &self,
+        tensor: &str,
+        columns: u64,
+        first_row: u64,
+        out: &mut [f32],
+    ) -> Result<(), SourceError> {
+        if tensor != CHOSEN_HEAD {
+            return self.source.read_rows(tensor, columns, first_row, out);
+        }
+        let rows = self.rows.iter().skip(first_row as usize);
+        for (out, row) in out.chunks_exact_mut(columns as usize).zip(rows) {
+            self.source.read_rows(self.head, columns, u64::from(*row), out)?;
+        }
+        Ok(())
+    }
+}
