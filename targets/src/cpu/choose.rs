@@ -1,0 +1,162 @@
+//! Answers kernel requests: tiles, readable layouts, bytes and operations.
+
+use qwen2c_request::{
+    Cost, Element, KernelChoice, KernelRequest, LayoutOption, Operation, Size, TensorType, Unservable,
+    WeightLayout, WeightType,
+};
+
+use super::kernels::{pair_of, rows_side_by_side, tile_panels};
+use super::layout;
+
+/// Largest head the attention kernels hold in registers.
+const LARGEST_HEAD_DIM: u64 = 256;
+
+/// Relative time of gathering an embedding row from panels instead of reading it whole.
+const PANEL_GATHER_COST: u32 = 150;
+
+/// Answers `request` for vectors of `lanes`.
+///
+/// # Errors
+///
+/// [`Unservable`] where an extent lies outside what the kernels were written for.
+pub(super) fn choose(lanes: u32, request: &KernelRequest) -> Result<KernelChoice, Unservable> {
+    check_head_dim(request)?;
+    let layouts =
+        request.weights.iter().enumerate().map(|(index, ty)| layouts(lanes, request, index, ty)).collect();
+    Ok(KernelChoice {
+        tiles: describe_tiles(lanes, request),
+        layouts,
+        workspace_bytes: 0,
+        cost: cost(lanes, request),
+    })
+}
+
+fn check_head_dim(request: &KernelRequest) -> Result<(), Unservable> {
+    match request.caches.iter().map(|cache| cache.head_dim).max() {
+        Some(head_dim) if head_dim > LARGEST_HEAD_DIM => Err(Unservable {
+            reason: format!(
+                "heads of {head_dim} elements; the attention kernels serve up to {LARGEST_HEAD_DIM}"
+            ),
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn layouts(lanes: u32, request: &KernelRequest, index: usize, ty: &WeightType) -> Vec<LayoutOption> {
+    let row_major = LayoutOption { layout: WeightLayout::RowMajor, cost: 100 };
+    let panels = |alternate_halves, cost| LayoutOption {
+        layout: WeightLayout::Panels { lanes, pair: pair_of(ty.element), alternate_halves },
+        cost,
+    };
+    match request.operation {
+        Operation::Matmul { silu_multiply, .. } | Operation::ExpertMatmul { silu_multiply, .. }
+            if index == 0 =>
+        {
+            vec![panels(silu_multiply, 100)]
+        }
+        Operation::Embed => vec![row_major, panels(false, PANEL_GATHER_COST)],
+        _ => vec![row_major],
+    }
+}
+
+fn describe_tiles(lanes: u32, request: &KernelRequest) -> String {
+    let panel_columns = u64::from(lanes) * tile_panels(request.max_rows);
+    match request.operation {
+        Operation::Matmul { .. } | Operation::ExpertMatmul { .. } if request.max_rows == 1 => {
+            format!("1x{panel_columns} rows x columns")
+        }
+        Operation::Matmul { .. } | Operation::ExpertMatmul { .. } => {
+            format!("64x{panel_columns} rows x columns, {} rows side by side", rows_side_by_side(lanes))
+        }
+        Operation::Attention { .. }
+        | Operation::AttentionScores { .. }
+        | Operation::AttentionValues { .. }
+        | Operation::CausalSoftmax => "1x1 rows x heads".to_owned(),
+        Operation::GroupRows { .. } => "all rows".to_owned(),
+        _ => "1 row".to_owned(),
+    }
+}
+
+/// Bytes of one row of a tensor; a tensor without rows (the group table) counts as nothing.
+fn row_bytes(tensor: &TensorType) -> u64 {
+    let has_rows = tensor
+        .dimensions
+        .iter()
+        .any(|dimension| dimension.size != Size::Constant(dimension.size.constant().unwrap_or(0)));
+    if has_rows { tensor.row_elements() * tensor.element.bytes() } else { 0 }
+}
+
+fn cost(lanes: u32, request: &KernelRequest) -> Cost {
+    let activations: u64 = request.inputs.iter().chain(&request.outputs).map(row_bytes).sum();
+    let weight_bytes = |index: usize| {
+        let option = layouts(lanes, request, index, &request.weights[index])[0];
+        layout::weight_bytes(&request.weights[index], option.layout)
+    };
+    let mut cost = Cost { bytes_per_row: activations, ..Cost::default() };
+    match request.operation {
+        Operation::Matmul { .. } => {
+            cost.fixed_bytes = weight_bytes(0);
+            cost.operations_per_row = 2 * request.weights[0].rows() * request.weights[0].columns();
+        }
+        Operation::ExpertMatmul { .. } => expert_cost(request, weight_bytes(0), &mut cost),
+        Operation::Embed => {
+            cost.bytes_per_row += request.weights[0].columns() * request.weights[0].element.bytes()
+        }
+        Operation::Attention { .. }
+        | Operation::AttentionScores { .. }
+        | Operation::AttentionValues { .. } => {
+            attention_cost(request, &mut cost);
+        }
+        Operation::CausalSoftmax => {
+            // Only the visible part of a row of scores is touched.
+            let heads = heads_of_scores(&request.inputs[0]);
+            cost.bytes_per_row = 0;
+            cost.bytes_per_row_and_position = 2 * heads * Element::F32.bytes();
+            cost.operations_per_row_and_position = 2 * heads;
+        }
+        _ => {
+            cost.operations_per_row = request.outputs.iter().map(TensorType::row_elements).sum();
+            cost.fixed_bytes = request
+                .weights
+                .iter()
+                .filter(|weight| weight.extents().len() == 1)
+                .map(|weight| weight.columns() * weight.element.bytes())
+                .sum();
+        }
+    }
+    cost
+}
+
+/// A row touches `k` experts; few rows touch different ones, many rows share them, so that the weights of
+/// all experts bound the bytes from above and the per-row figure holds for decode.
+fn expert_cost(request: &KernelRequest, all_weights_bytes: u64, cost: &mut Cost) {
+    let weight = &request.weights[0];
+    let experts = weight.extents()[0];
+    let choices = request.inputs[1].row_elements();
+    let touched = (choices * request.max_rows).min(experts);
+    cost.fixed_bytes = all_weights_bytes / experts * touched;
+    cost.operations_per_row = 2 * choices * (weight.rows() / experts) * weight.columns();
+}
+
+fn attention_cost(request: &KernelRequest, cost: &mut Cost) {
+    let cache_bytes: u64 =
+        request.caches.iter().map(|cache| cache.kv_heads * cache.head_dim * cache.element.bytes()).sum();
+    let head_dim = request.caches[0].head_dim;
+    let heads = match request.operation {
+        Operation::Attention { heads, .. }
+        | Operation::AttentionScores { heads, .. }
+        | Operation::AttentionValues { heads } => heads,
+        _ => 0,
+    };
+    let products = request.caches.len() as u64;
+    cost.bytes_per_row_and_position = cache_bytes;
+    cost.operations_per_row_and_position = 2 * products * heads * head_dim;
+    cost.bytes_per_row = heads * head_dim * (Element::F32.bytes() + Element::F32.bytes());
+    if !matches!(request.operation, Operation::Attention { .. }) {
+        cost.bytes_per_row_and_position += heads * Element::F32.bytes();
+    }
+}
+
+fn heads_of_scores(scores: &TensorType) -> u64 {
+    scores.dimensions.iter().filter_map(|dimension| dimension.size.constant()).next().unwrap_or(1)
+}

@@ -1,0 +1,375 @@
+//! The CPU targets by name: level, features, vector width.
+
+use std::fmt;
+
+use qwen2c_request::{
+    CacheType, KernelChoice, KernelRequest, Target, TargetDescription, Unservable, WeightLayout, WeightType,
+};
+
+use super::{choose, layout};
+
+/// One level of the architecture.
+struct Level {
+    /// Name on the command line.
+    name: &'static str,
+    /// One line for `qwen2c targets`.
+    summary: &'static str,
+    /// `f32` lanes of a vector register.
+    vector_lanes: u32,
+    /// LLVM's processor name.
+    processor: &'static str,
+    /// LLVM features beyond the processor's.
+    features: &'static str,
+    /// What the machine must have, in the names of `/proc/cpuinfo`.
+    required: &'static [&'static str],
+}
+
+const V3: &[&str] = &["avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"];
+const V4: &[&str] = &[
+    "avx2", "fma", "f16c", "bmi1", "bmi2", "movbe", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl",
+];
+const AMX: &[&str] = &[
+    "avx2",
+    "fma",
+    "f16c",
+    "bmi1",
+    "bmi2",
+    "movbe",
+    "avx512f",
+    "avx512bw",
+    "avx512cd",
+    "avx512dq",
+    "avx512vl",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_tile",
+    "amx_bf16",
+    "amx_int8",
+];
+
+const LEVELS: &[Level] = &[
+    Level {
+        name: "x86-64-v3",
+        summary: "AVX2 and FMA, 8 lanes: servers and desktops since 2013",
+        vector_lanes: 8,
+        processor: "x86-64-v3",
+        features: "",
+        required: V3,
+    },
+    Level {
+        name: "x86-64-v4",
+        summary: "AVX-512, 16 lanes; VNNI and BF16 by `+avx512vnni`, `+avx512bf16`",
+        vector_lanes: 16,
+        processor: "x86-64-v4",
+        features: "-prefer-256-bit",
+        required: V4,
+    },
+    Level {
+        name: "x86-64-amx",
+        summary: "AVX-512 with VNNI, BF16 and matrix tiles: Sapphire Rapids and later",
+        vector_lanes: 16,
+        processor: "x86-64-v4",
+        features: "+avx512vnni,+avx512bf16,+amx-tile,+amx-bf16,+amx-int8",
+        required: AMX,
+    },
+];
+
+/// A feature that can be added to `x86-64-v4` with `+`.
+struct Feature {
+    /// Name on the command line and in LLVM.
+    name: &'static str,
+    /// Name in `/proc/cpuinfo`.
+    cpuinfo: &'static str,
+}
+
+const FEATURES: &[Feature] = &[
+    Feature { name: "avx512vnni", cpuinfo: "avx512_vnni" },
+    Feature { name: "avx512bf16", cpuinfo: "avx512_bf16" },
+];
+
+/// CUDA architectures that the command line knows; their kernels do not exist yet.
+const CUDA_TARGETS: &[&str] = &["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"];
+
+/// A CPU target, finished and immutable.
+#[derive(Clone, Debug)]
+pub struct CpuTarget {
+    description: TargetDescription,
+    processor: &'static str,
+    features: String,
+}
+
+impl CpuTarget {
+    /// LLVM's processor name.
+    pub fn processor(&self) -> &str {
+        self.processor
+    }
+
+    /// LLVM's feature string.
+    pub fn features(&self) -> &str {
+        &self.features
+    }
+
+    /// `f32` lanes of a vector register.
+    pub fn lanes(&self) -> u32 {
+        self.description.vector_lanes
+    }
+}
+
+impl Target for CpuTarget {
+    fn description(&self) -> &TargetDescription {
+        &self.description
+    }
+
+    fn choose(&self, request: &KernelRequest) -> Result<KernelChoice, Unservable> {
+        choose::choose(self.lanes(), request)
+    }
+
+    fn weight_bytes(&self, weight: &WeightType, layout: WeightLayout) -> u64 {
+        layout::weight_bytes(weight, layout)
+    }
+
+    fn cache_bytes(&self, cache: &CacheType) -> u64 {
+        layout::cache_bytes(self.lanes(), cache)
+    }
+}
+
+/// Why a target's name leads to no target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetError {
+    /// No such target.
+    Unknown {
+        /// As given.
+        name: String,
+        /// The nearest name.
+        suggestion: Option<String>,
+    },
+    /// The target is part of the plan, but this version has no kernels for it.
+    NotYet {
+        /// As given.
+        name: String,
+    },
+    /// The feature cannot be added to this target.
+    UnknownFeature {
+        /// The target before the `+`.
+        target: String,
+        /// As given.
+        feature: String,
+        /// What can be added.
+        known: Vec<&'static str>,
+    },
+    /// `native` on a machine below every level.
+    MachineTooOld {
+        /// Features of the lowest level that the machine lacks, in the names of `/proc/cpuinfo`.
+        missing: Vec<&'static str>,
+    },
+}
+
+impl fmt::Display for TargetError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown { name, suggestion } => {
+                write!(formatter, "unknown target `{name}`")?;
+                if let Some(suggestion) = suggestion {
+                    write!(formatter, "; did you mean `{suggestion}`?")?;
+                }
+                Ok(())
+            }
+            Self::NotYet { name } => {
+                write!(
+                    formatter,
+                    "target `{name}` has no kernels in this version; `qwen2c targets` lists those that have"
+                )
+            }
+            Self::UnknownFeature { target, feature, known } if known.is_empty() => {
+                write!(formatter, "feature `{feature}` cannot be added to `{target}`")
+            }
+            Self::UnknownFeature { target, feature, known } => {
+                write!(
+                    formatter,
+                    "feature `{feature}` cannot be added to `{target}`; known: {}",
+                    known.join(", ")
+                )
+            }
+            Self::MachineTooOld { missing } => {
+                write!(formatter, "this machine is below `x86-64-v3`: it lacks {}", missing.join(", "))
+            }
+        }
+    }
+}
+
+impl std::error::Error for TargetError {}
+
+/// Names and one-line summaries of all targets, `native` first.
+pub fn known_targets() -> Vec<(&'static str, &'static str)> {
+    let mut targets = vec![("native", "the best level this machine has, spelled out in the manifest")];
+    targets.extend(LEVELS.iter().map(|level| (level.name, level.summary)));
+    targets
+}
+
+/// The target with this name: `native`, a level, or a level with features (`x86-64-v4+avx512vnni`).
+///
+/// # Errors
+///
+/// [`TargetError`] names what is wrong and the nearest known name.
+pub fn resolve_target(text: &str) -> Result<CpuTarget, TargetError> {
+    let text = text.to_ascii_lowercase();
+    if text == "native" {
+        return native_target();
+    }
+    let mut parts = text.split('+');
+    let name = parts.next().unwrap_or_default();
+    let Some(level) = LEVELS.iter().find(|level| level.name == name) else {
+        if CUDA_TARGETS.contains(&name) || name == "aarch64" {
+            return Err(TargetError::NotYet { name: name.to_owned() });
+        }
+        return Err(TargetError::Unknown { suggestion: nearest_name(name), name: text });
+    };
+    let mut features = Vec::new();
+    for feature in parts {
+        let known = if level.name == "x86-64-v4" { FEATURES } else { &[] };
+        let Some(found) = known.iter().find(|candidate| candidate.name == feature) else {
+            return Err(TargetError::UnknownFeature {
+                target: level.name.to_owned(),
+                feature: feature.to_owned(),
+                known: known.iter().map(|feature| feature.name).collect(),
+            });
+        };
+        features.push(found);
+    }
+    Ok(build_target(level, &features))
+}
+
+fn build_target(level: &Level, features: &[&Feature]) -> CpuTarget {
+    // Sorted by the table, so that the order on the command line does not show in the program.
+    let chosen: Vec<&Feature> =
+        FEATURES.iter().filter(|known| features.iter().any(|feature| feature.name == known.name)).collect();
+    let mut name = level.name.to_owned();
+    let mut llvm_features: Vec<String> =
+        level.features.split(',').filter(|f| !f.is_empty()).map(str::to_owned).collect();
+    let mut required_features = level.required.to_vec();
+    for feature in chosen {
+        name.push('+');
+        name.push_str(feature.name);
+        llvm_features.push(format!("+{}", feature.name));
+        required_features.push(feature.cpuinfo);
+    }
+    CpuTarget {
+        description: TargetDescription {
+            name,
+            family: "cpu",
+            required_features,
+            vector_lanes: level.vector_lanes,
+        },
+        processor: level.processor,
+        features: llvm_features.join(","),
+    }
+}
+
+/// The best target of the machine that runs the compiler.
+fn native_target() -> Result<CpuTarget, TargetError> {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    native_target_from(&cpuinfo)
+}
+
+/// The best target for the features in a text of `/proc/cpuinfo`.
+fn native_target_from(cpuinfo: &str) -> Result<CpuTarget, TargetError> {
+    let flags: Vec<&str> = cpuinfo
+        .lines()
+        .find(|line| line.starts_with("flags"))
+        .and_then(|line| line.split(':').nth(1))
+        .map(|flags| flags.split_whitespace().collect())
+        .unwrap_or_default();
+    let has_all = |required: &[&str]| required.iter().all(|feature| flags.contains(feature));
+    let Some(level) = LEVELS.iter().rev().find(|level| has_all(level.required)) else {
+        return Err(TargetError::MachineTooOld {
+            missing: V3.iter().copied().filter(|feature| !flags.contains(feature)).collect(),
+        });
+    };
+    let features: Vec<&Feature> = if level.name == "x86-64-v4" {
+        FEATURES.iter().filter(|feature| flags.contains(&feature.cpuinfo)).collect()
+    } else {
+        Vec::new()
+    };
+    Ok(build_target(level, &features))
+}
+
+/// The known name that needs the fewest edits, if that is few.
+fn nearest_name(name: &str) -> Option<String> {
+    let known = known_targets();
+    let names = known.iter().map(|(name, _)| *name).chain(CUDA_TARGETS.iter().copied());
+    names
+        .map(|candidate| (edit_distance(name, candidate), candidate))
+        .min()
+        .filter(|(distance, _)| *distance <= 3)
+        .map(|(_, candidate)| candidate.to_owned())
+}
+
+/// Insertions, deletions and substitutions between two names.
+fn edit_distance(left: &str, right: &str) -> usize {
+    let right: Vec<char> = right.chars().collect();
+    let mut row: Vec<usize> = (0..=right.len()).collect();
+    for (index, from) in left.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = index + 1;
+        for (column, to) in right.iter().enumerate() {
+            let substituted = diagonal + usize::from(from != *to);
+            diagonal = row[column + 1];
+            row[column + 1] = substituted.min(diagonal + 1).min(row[column] + 1);
+        }
+    }
+    row[right.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name_of(text: &str) -> Result<String, String> {
+        resolve_target(text)
+            .map(|target| target.description().name.clone())
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn names_are_case_insensitive_and_features_sorted() {
+        assert_eq!(name_of("X86-64-V3"), Ok("x86-64-v3".to_owned()));
+        assert_eq!(
+            name_of("x86-64-v4+avx512bf16+avx512vnni"),
+            Ok("x86-64-v4+avx512vnni+avx512bf16".to_owned())
+        );
+    }
+
+    #[test]
+    fn near_misses_are_suggested() {
+        assert_eq!(name_of("sm80"), Err("unknown target `sm80`; did you mean `sm_80`?".to_owned()));
+        assert_eq!(
+            name_of("x86-64-v5"),
+            Err("unknown target `x86-64-v5`; did you mean `x86-64-v3`?".to_owned())
+        );
+        assert_eq!(name_of("riscv"), Err("unknown target `riscv`".to_owned()));
+    }
+
+    #[test]
+    fn cuda_is_known_but_has_no_kernels() {
+        assert_eq!(resolve_target("sm_80").unwrap_err(), TargetError::NotYet { name: "sm_80".to_owned() });
+    }
+
+    #[test]
+    fn features_belong_to_v4() {
+        assert!(matches!(resolve_target("x86-64-v3+avx512vnni"), Err(TargetError::UnknownFeature { .. })));
+        assert!(matches!(resolve_target("x86-64-v4+sse9"), Err(TargetError::UnknownFeature { .. })));
+    }
+
+    #[test]
+    fn native_takes_the_highest_level_that_is_complete() {
+        let flags = |list: &[&str]| format!("processor: 0\nflags\t\t: fpu {}\n", list.join(" "));
+        let name = |text: &str| native_target_from(text).map(|target| target.description.name);
+        assert_eq!(name(&flags(V3)), Ok("x86-64-v3".to_owned()));
+        assert_eq!(name(&flags(V4)), Ok("x86-64-v4".to_owned()));
+        let with_vnni = [V4, &["avx512_vnni"]].concat();
+        assert_eq!(name(&flags(&with_vnni)), Ok("x86-64-v4+avx512vnni".to_owned()));
+        assert_eq!(name(&flags(AMX)), Ok("x86-64-amx".to_owned()));
+        assert_eq!(name(&flags(&V4[..V4.len() - 1])), Ok("x86-64-v3".to_owned()));
+        assert_eq!(name("flags : fpu\n"), Err(TargetError::MachineTooOld { missing: V3.to_vec() }));
+    }
+}

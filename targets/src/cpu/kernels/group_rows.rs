@@ -1,0 +1,76 @@
+//! `group_rows`: lists the (row, choice) entries of each expert, by counting. One tile.
+//!
+//! ```text
+//! offsets[e + 1] += 1 for each entry; prefix sums; cursors; entries in ascending order
+//! table = active count | active experts [E] | offsets [E + 1] | entries [rows · k]
+//! ```
+
+use qwen2c_request::Element;
+
+use super::Kernel;
+use crate::builder::{Buffer, Compare, Scalar, Val};
+
+/// Parts of the table that this operation writes and grouped products read.
+pub(super) struct GroupTable<'k> {
+    /// Number of experts with entries.
+    pub(super) active_count: Buffer<'k>,
+    /// Their numbers, ascending.
+    pub(super) active: Buffer<'k>,
+    /// First entry of each expert, and the end.
+    pub(super) offsets: Buffer<'k>,
+    /// `row · k + choice`.
+    pub(super) entries: Buffer<'k>,
+}
+
+impl<'k> GroupTable<'k> {
+    /// The parts of `table` for a number of experts.
+    pub(super) fn new(kernel: &Kernel<'k, '_>, table: Buffer<'k>, experts: u64) -> Self {
+        let k = kernel.k;
+        Self {
+            active_count: table,
+            active: table.at(k.int(1)),
+            offsets: table.at(k.int(1 + experts)),
+            entries: table.at(k.int(2 + 2 * experts)),
+        }
+    }
+}
+
+/// One tile.
+pub(super) fn tiles<'k>(kernel: &Kernel<'k, '_>) -> Val<'k> {
+    kernel.k.int(1)
+}
+
+/// The whole table.
+pub(super) fn body(kernel: &Kernel<'_, '_>, experts: u64) {
+    let k = kernel.k;
+    let table = GroupTable::new(kernel, kernel.output(0), experts);
+    let cursors = k.stack_array(Element::I32, experts);
+    let (zero, one) = (k.int_of(Scalar::I32, 0), k.int_of(Scalar::I32, 1));
+    let entries = kernel.rows * k.int(kernel.input_type(0).row_elements());
+    let source = kernel.input(0);
+    let all = k.int(experts);
+
+    k.repeat(k.int(0), all, 1, |expert| cursors.store(expert, zero));
+    k.repeat(k.int(0), entries, 1, |entry| {
+        let expert = source.load_index(entry);
+        cursors.store(expert, cursors.load(expert, 1) + one);
+    });
+    // Counts become first entries; the list of active experts grows beside them.
+    let totals = k.for_each(k.int(0), all, 1, &[zero, k.int(0)], |expert, carried| {
+        let count = cursors.load(expert, 1);
+        table.offsets.store(expert, carried[0]);
+        cursors.store(expert, carried[0]);
+        let is_active = count.compare(Compare::Greater, zero);
+        // Written even where the expert is idle: the next active one overwrites it.
+        table.active.store(carried[1].minimum(k.int(experts - 1)), expert.truncate(Scalar::I32));
+        vec![carried[0] + count, is_active.select(carried[1] + k.int(1), carried[1])]
+    });
+    table.offsets.store(all, totals[0]);
+    table.active_count.store(k.int(0), totals[1].truncate(Scalar::I32));
+    k.repeat(k.int(0), entries, 1, |entry| {
+        let expert = source.load_index(entry);
+        let place = cursors.load(expert, 1);
+        table.entries.store(place.extend(Scalar::I64), entry.truncate(Scalar::I32));
+        cursors.store(expert, place + one);
+    });
+}

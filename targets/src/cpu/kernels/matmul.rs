@@ -1,0 +1,116 @@
+//! `matmul`: activations times a weight in panels, with bias, residual and SiLU·multiply as epilogues.
+//!
+//! ```text
+//! decode, one row:  a tile is 4 panels of columns, all inputs
+//! prompt:           a tile is 2 panels of columns by 64 rows;
+//!                   for 8 (or 4) rows at a time, then one by one: sums over all inputs, epilogue
+//! ```
+//!
+//! The panels of a prompt tile (2 · 16 · k weights) stay in the second-level cache over its 64 rows.
+
+use qwen2c_request::Operation;
+
+use super::Kernel;
+use super::functions::silu;
+use super::panel_product::{ColumnBlocks, PanelProduct, ResultRow, geometry};
+use crate::builder::Val;
+
+/// Rows of a prompt tile.
+const TILE_ROWS: i64 = 64;
+
+/// Panels of a tile: several streams of memory on decode, registers for several rows on a prompt.
+pub(in crate::cpu) const fn tile_panels(max_rows: u64) -> u64 {
+    if max_rows == 1 { 4 } else { 2 }
+}
+
+/// Rows multiplied side by side: with 2 panels, 16 sums in 32 registers of 16 lanes, 8 in 16 of 8.
+pub(in crate::cpu) const fn rows_side_by_side(lanes: u32) -> usize {
+    if lanes == 16 { 8 } else { 4 }
+}
+
+fn column_blocks(kernel: &Kernel<'_, '_>) -> ColumnBlocks {
+    let geometry = geometry(kernel.layouts, kernel.weight_type(0), kernel.lanes);
+    ColumnBlocks::new(geometry, tile_panels(kernel.request.max_rows))
+}
+
+/// Blocks of columns times blocks of rows.
+pub(super) fn tiles<'k>(kernel: &Kernel<'k, '_>) -> Val<'k> {
+    kernel.rows.divide_up(TILE_ROWS) * kernel.k.int(column_blocks(kernel).count())
+}
+
+/// One block of columns for one block of rows; row blocks of the same columns follow each other.
+pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, tile: Val<'k>) {
+    let k = kernel.k;
+    let row_blocks = kernel.rows.divide_up(TILE_ROWS);
+    let (column_block, row_block) = (tile / row_blocks, tile % row_blocks);
+    let first_row = row_block * k.int(TILE_ROWS);
+    let last_row = (first_row + k.int(TILE_ROWS)).minimum(kernel.rows);
+    let product = PanelProduct::new(kernel, k.int(0));
+    column_blocks(kernel).with_block(kernel, column_block, |first_panel, panels| {
+        if kernel.request.max_rows == 1 {
+            multiply_rows(kernel, &product, &[k.int(0)], first_panel, panels);
+            return;
+        }
+        let side_by_side = rows_side_by_side(kernel.lanes);
+        let whole = first_row + k.whole_chunks(last_row - first_row, side_by_side as u32);
+        k.repeat(first_row, whole, side_by_side as i64, |row| {
+            let rows: Vec<Val<'k>> = (0..side_by_side).map(|index| row + k.int(index as i64)).collect();
+            multiply_rows(kernel, &product, &rows, first_panel, panels);
+        });
+        k.repeat(whole, last_row, 1, |row| multiply_rows(kernel, &product, &[row], first_panel, panels));
+    });
+}
+
+/// Sums and epilogue of some rows.
+fn multiply_rows<'k>(
+    kernel: &Kernel<'k, '_>,
+    product: &PanelProduct<'k>,
+    rows: &[Val<'k>],
+    first_panel: Val<'k>,
+    panels: u32,
+) {
+    let k = kernel.k;
+    let inputs = k.int(product.geometry.columns);
+    let offsets: Vec<Val<'k>> = rows.iter().map(|row| *row * inputs).collect();
+    let sums = product.sums(kernel, &offsets, first_panel, panels);
+    for (row, sums) in rows.iter().zip(&sums) {
+        finish_row(kernel, *row, first_panel, sums);
+    }
+}
+
+/// Epilogue of one row: bias, residual or SiLU·multiply, and the store.
+fn finish_row<'k>(kernel: &Kernel<'k, '_>, row: Val<'k>, first_panel: Val<'k>, sums: &[Val<'k>]) {
+    let Operation::Matmul { bias, residual, silu_multiply } = kernel.request.operation else { return };
+    let (k, lanes) = (kernel.k, kernel.lanes);
+    let columns = kernel.output_type(0).row_elements();
+    let row_start = row * k.int(columns);
+    let result = ResultRow { out: kernel.output(0).at(row_start), columns };
+    if silu_multiply {
+        // A pair of panels (gate, up) makes one vector of results; with a bias, `up` has its half behind.
+        for (index, pair) in (0_i64..).zip(sums.chunks(2)) {
+            let column = (first_panel / k.int(2) + k.int(index)) * k.int(lanes);
+            result.store(kernel, column, |load| {
+                let (mut gate, mut up) = (pair[0], pair[1]);
+                if bias {
+                    gate = gate + load(kernel.weight(1));
+                    up = up + load(kernel.weight(1).at(k.int(columns)));
+                }
+                silu(k, gate) * up
+            });
+        }
+        return;
+    }
+    for (index, sum) in (0_i64..).zip(sums) {
+        let column = (first_panel + k.int(index)) * k.int(lanes);
+        result.store(kernel, column, |load| {
+            let mut value = *sum;
+            if bias {
+                value = value + load(kernel.weight(1));
+            }
+            if residual {
+                value = load(kernel.input(1).at(row_start)) + value;
+            }
+            value
+        });
+    }
+}

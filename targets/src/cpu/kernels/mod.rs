@@ -1,0 +1,143 @@
+//! The CPU's kernels: one file each, with `tiles` (how many tiles a step has) and `body` (what one tile
+//! computes). Tiles are independent: they write disjoint memory and may run in any order.
+//!
+//! Every reduction has one order, whatever the number of rows, tiles or threads: a prompt in chunks, a
+//! prompt at once and a decode step compute the same bits.
+
+mod attention;
+mod attention_scores;
+mod attention_values;
+mod cache;
+mod causal_softmax;
+mod combine_experts;
+mod elementwise;
+mod embed;
+mod expert_matmul;
+mod functions;
+mod gather_rows;
+mod group_rows;
+mod matmul;
+mod panel_product;
+mod rms_norm;
+mod rotate;
+mod rotate_and_write_cache;
+mod scale_rows;
+mod slice;
+mod softmax;
+mod top_k;
+mod write_cache;
+
+use qwen2c_request::{CacheType, Element, KernelRequest, Operation, TensorType, WeightLayout, WeightType};
+
+use crate::builder::{Buffer, KernelBuilder, Val};
+pub(super) use matmul::{rows_side_by_side, tile_panels};
+pub(super) use panel_product::pair_of;
+
+/// A kernel under construction: its request and its operands.
+pub(super) struct Kernel<'k, 'r> {
+    /// Emits operations.
+    pub(super) k: &'k KernelBuilder<'k>,
+    /// What is computed.
+    pub(super) request: &'r KernelRequest,
+    /// Layout of each weight.
+    pub(super) layouts: &'r [WeightLayout],
+    /// `f32` lanes of a vector register.
+    pub(super) lanes: u32,
+    /// One buffer for each operand, in the order of the request.
+    pub(super) operands: Vec<Buffer<'k>>,
+    /// Rows of this step.
+    pub(super) rows: Val<'k>,
+}
+
+impl<'k, 'r> Kernel<'k, 'r> {
+    fn input(&self, index: usize) -> Buffer<'k> {
+        self.operands[index]
+    }
+
+    fn weight(&self, index: usize) -> Buffer<'k> {
+        self.operands[self.request.inputs.len() + index]
+    }
+
+    fn cache(&self, index: usize) -> Buffer<'k> {
+        self.operands[self.request.inputs.len() + self.request.weights.len() + index]
+    }
+
+    fn output(&self, index: usize) -> Buffer<'k> {
+        let before = self.request.inputs.len() + self.request.weights.len() + self.request.caches.len();
+        self.operands[before + index]
+    }
+
+    fn input_type(&self, index: usize) -> &'r TensorType {
+        &self.request.inputs[index]
+    }
+
+    fn output_type(&self, index: usize) -> &'r TensorType {
+        &self.request.outputs[index]
+    }
+
+    fn weight_type(&self, index: usize) -> &'r WeightType {
+        &self.request.weights[index]
+    }
+
+    fn cache_type(&self, index: usize) -> &'r CacheType {
+        &self.request.caches[index]
+    }
+}
+
+/// Element type of each operand, in the order of the request.
+pub(super) fn operand_elements(request: &KernelRequest) -> Vec<Element> {
+    let inputs = request.inputs.iter().map(|ty| ty.element);
+    let weights = request.weights.iter().map(|ty| ty.element);
+    let caches = request.caches.iter().map(|ty| ty.element);
+    let outputs = request.outputs.iter().map(|ty| ty.element);
+    inputs.chain(weights).chain(caches).chain(outputs).collect()
+}
+
+/// Emits the number of tiles of a step.
+pub(super) fn tiles<'k>(kernel: &Kernel<'k, '_>) -> Val<'k> {
+    match kernel.request.operation {
+        Operation::Matmul { .. } => matmul::tiles(kernel),
+        Operation::ExpertMatmul { .. } => expert_matmul::tiles(kernel),
+        Operation::Attention { .. } => attention::tiles(kernel),
+        Operation::AttentionScores { .. } => attention_scores::tiles(kernel),
+        Operation::CausalSoftmax => causal_softmax::tiles(kernel),
+        Operation::AttentionValues { .. } => attention_values::tiles(kernel),
+        Operation::GroupRows { .. } => group_rows::tiles(kernel),
+        // One tile a row.
+        _ => kernel.rows,
+    }
+}
+
+/// Emits what one tile computes.
+pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, tile: Val<'k>) {
+    match kernel.request.operation {
+        Operation::Embed => embed::body(kernel, tile),
+        Operation::GatherRows => gather_rows::body(kernel, tile),
+        Operation::RmsNorm { epsilon } => rms_norm::body(kernel, tile, epsilon.0),
+        Operation::AddAndNorm { epsilon } => rms_norm::body_with_add(kernel, tile, epsilon.0),
+        Operation::Matmul { .. } => matmul::body(kernel, tile),
+        Operation::ExpertMatmul { .. } => expert_matmul::body(kernel, tile),
+        Operation::CombineExperts { residual } => combine_experts::body(kernel, tile, residual),
+        Operation::Rotate { head_dim } => rotate::body(kernel, tile, head_dim),
+        Operation::WriteCache => write_cache::body(kernel, tile),
+        Operation::RotateAndWriteCache { heads, bias } => {
+            rotate_and_write_cache::body(kernel, tile, heads, bias)
+        }
+        Operation::AttentionScores { heads, scale } => attention_scores::body(kernel, tile, heads, scale.0),
+        Operation::CausalSoftmax => causal_softmax::body(kernel, tile),
+        Operation::AttentionValues { heads } => attention_values::body(kernel, tile, heads),
+        Operation::Attention { heads, scale } => attention::body(kernel, tile, heads, scale.0),
+        Operation::AddBias => elementwise::add_bias(kernel, tile),
+        Operation::Add => elementwise::add(kernel, tile),
+        Operation::Scale { factor } => elementwise::scale(kernel, tile, factor.0),
+        Operation::Silu => elementwise::silu(kernel, tile),
+        Operation::Sigmoid => elementwise::sigmoid(kernel, tile),
+        Operation::Multiply => elementwise::multiply(kernel, tile),
+        Operation::SiluMultiply => elementwise::silu_multiply(kernel, tile),
+        Operation::ScaleRows => scale_rows::body(kernel, tile),
+        Operation::Slice { first } => slice::body(kernel, tile, first),
+        Operation::Softmax => softmax::body(kernel, tile),
+        Operation::TopK { k, normalize } => top_k::body(kernel, tile, k, normalize),
+        Operation::GroupRows { experts } => group_rows::body(kernel, experts),
+    }
+}

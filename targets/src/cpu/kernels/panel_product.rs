@@ -1,0 +1,220 @@
+//! The inner product of the matrix kernels: some rows of activations times some panels of weights.
+//!
+//! ```text
+//! for input pair:                        weights stream, one load a panel
+//!   for row, panel: sum[row, panel] += x[row, 2p] · w[2p, lanes]; += x[row, 2p + 1] · w[2p + 1, lanes]
+//! ```
+//!
+//! A dword of two bf16 widens with one shift and one mask; each sum is one chain in ascending input
+//! order, so that a row gets the same bits whatever rows and panels stand beside it. Per pair and panel:
+//! 1 load + 2 bit operations, per row 2 multiply-adds: with 4 panels and one row the chain of 8 cycles
+//! takes 256 bytes of weights, well above what memory gives a core.
+
+use qwen2c_request::{Element, WeightLayout, WeightType};
+
+use super::Kernel;
+use crate::builder::{Buffer, Compare, Scalar, Val};
+use crate::cpu::layout::PanelGeometry;
+
+/// A product under construction.
+pub(super) struct PanelProduct<'k> {
+    /// Activations.
+    activations: Buffer<'k>,
+    /// Panels of one matrix.
+    panels: Buffer<'k>,
+    /// Their geometry.
+    pub(super) geometry: PanelGeometry,
+}
+
+/// Geometry of weight operand `index`.
+pub(super) fn geometry(layouts: &[WeightLayout], weight: &WeightType, lanes: u32) -> PanelGeometry {
+    match layouts[0] {
+        WeightLayout::Panels { lanes, pair, alternate_halves } => {
+            PanelGeometry::new(weight, lanes, pair, alternate_halves)
+        }
+        // `choose` offers panels alone for products.
+        WeightLayout::RowMajor => PanelGeometry::new(weight, lanes, 1, false),
+    }
+}
+
+impl<'k> PanelProduct<'k> {
+    /// The product of input 0 with weight 0, whose panels start at `first_element` (an expert's matrix).
+    pub(super) fn new(kernel: &Kernel<'k, '_>, first_element: Val<'k>) -> Self {
+        let geometry = geometry(kernel.layouts, kernel.weight_type(0), kernel.lanes);
+        Self { activations: kernel.input(0), panels: kernel.weight(0).at(first_element), geometry }
+    }
+
+    /// Sums `[row][panel]` for the rows at these element offsets and `count` panels from `first_panel`.
+    pub(super) fn sums(
+        &self,
+        kernel: &Kernel<'k, '_>,
+        row_offsets: &[Val<'k>],
+        first_panel: Val<'k>,
+        count: u32,
+    ) -> Vec<Vec<Val<'k>>> {
+        let (k, lanes) = (kernel.k, kernel.lanes);
+        let geometry = self.geometry;
+        let rows: Vec<Buffer<'k>> = row_offsets.iter().map(|offset| self.activations.at(*offset)).collect();
+        let panels: Vec<Buffer<'k>> = (0..count)
+            .map(|index| self.panels.at((first_panel + k.int(index)) * k.int(geometry.panel_elements())))
+            .collect();
+        let zeros = vec![k.float(0.0, lanes); rows.len() * panels.len()];
+        let whole = k.int(geometry.columns / geometry.pair);
+        let step = |index: Val<'k>, sums: &[Val<'k>]| {
+            if geometry.pair == 2 {
+                self.pair_step(kernel, &rows, &panels, index, sums)
+            } else {
+                self.single_step(kernel, &rows, &panels, index, sums)
+            }
+        };
+        let mut sums = k.for_each(k.int(0), whole, 1, &zeros, step);
+        if geometry.columns % geometry.pair == 1 {
+            sums = self.odd_step(kernel, &rows, &panels, whole, &sums);
+        }
+        sums.chunks(panels.len()).map(<[Val<'k>]>::to_vec).collect()
+    }
+
+    /// Two inputs of every row and panel.
+    fn pair_step(
+        &self,
+        kernel: &Kernel<'k, '_>,
+        rows: &[Buffer<'k>],
+        panels: &[Buffer<'k>],
+        index: Val<'k>,
+        sums: &[Val<'k>],
+    ) -> Vec<Val<'k>> {
+        let lanes = kernel.lanes;
+        let place = index * kernel.k.int(lanes);
+        let weights: Vec<_> =
+            panels.iter().map(|panel| panel.load_as(Scalar::I32, place, lanes).bf16_pair()).collect();
+        let mut next = Vec::with_capacity(sums.len());
+        for (row, sums) in rows.iter().zip(sums.chunks(panels.len())) {
+            let (low, high) = row.load_as(Scalar::I32, index, 1).splat(lanes).bf16_pair();
+            for ((low_weight, high_weight), sum) in weights.iter().zip(sums) {
+                next.push(high.multiply_add(*high_weight, low.multiply_add(*low_weight, *sum)));
+            }
+        }
+        next
+    }
+
+    /// The last input of an odd number, whose partner in the pair is padding.
+    fn odd_step(
+        &self,
+        kernel: &Kernel<'k, '_>,
+        rows: &[Buffer<'k>],
+        panels: &[Buffer<'k>],
+        index: Val<'k>,
+        sums: &[Val<'k>],
+    ) -> Vec<Val<'k>> {
+        let lanes = kernel.lanes;
+        let place = index * kernel.k.int(lanes);
+        let column = kernel.k.int(self.geometry.columns - 1);
+        let weights: Vec<_> =
+            panels.iter().map(|panel| panel.load_as(Scalar::I32, place, lanes).bf16_pair().0).collect();
+        let mut next = Vec::with_capacity(sums.len());
+        for (row, sums) in rows.iter().zip(sums.chunks(panels.len())) {
+            let x = row.load(column, 1).splat(lanes);
+            next.extend(weights.iter().zip(sums).map(|(weight, sum)| x.multiply_add(*weight, *sum)));
+        }
+        next
+    }
+
+    /// One input of every row and panel.
+    fn single_step(
+        &self,
+        kernel: &Kernel<'k, '_>,
+        rows: &[Buffer<'k>],
+        panels: &[Buffer<'k>],
+        index: Val<'k>,
+        sums: &[Val<'k>],
+    ) -> Vec<Val<'k>> {
+        let lanes = kernel.lanes;
+        let place = index * kernel.k.int(lanes);
+        let weights: Vec<Val<'k>> = panels.iter().map(|panel| panel.load(place, lanes)).collect();
+        let mut next = Vec::with_capacity(sums.len());
+        for (row, sums) in rows.iter().zip(sums.chunks(panels.len())) {
+            let x = row.load(index, 1).splat(lanes);
+            next.extend(weights.iter().zip(sums).map(|(weight, sum)| x.multiply_add(*weight, *sum)));
+        }
+        next
+    }
+}
+
+/// Columns of the result in one tile, as panels of weights.
+pub(super) struct ColumnBlocks {
+    /// All panels of a matrix.
+    panels: u64,
+    /// Panels of a block; the last block may have fewer.
+    block_panels: u64,
+}
+
+impl ColumnBlocks {
+    /// Blocks of `block_panels` panels (even where halves alternate).
+    pub(super) fn new(geometry: PanelGeometry, block_panels: u64) -> Self {
+        Self { panels: geometry.panels(), block_panels }
+    }
+
+    /// Number of blocks.
+    pub(super) fn count(&self) -> u64 {
+        self.panels.div_ceil(self.block_panels)
+    }
+
+    /// Emits `body(first panel, panels)` for block number `block`: once for whole blocks, once more for a
+    /// smaller last one.
+    pub(super) fn with_block<'k>(
+        &self,
+        kernel: &Kernel<'k, '_>,
+        block: Val<'k>,
+        body: impl Fn(Val<'k>, u32),
+    ) {
+        let k = kernel.k;
+        let whole = self.panels / self.block_panels;
+        let rest = (self.panels % self.block_panels) as u32;
+        let first = block * k.int(self.block_panels);
+        match (whole, rest) {
+            (_, 0) => body(first, self.block_panels as u32),
+            (0, _) => body(first, rest),
+            _ => k.when_else(
+                block.compare(Compare::Less, k.int(whole)),
+                || body(first, self.block_panels as u32),
+                || body(first, rest),
+            ),
+        }
+    }
+}
+
+/// Where results lie: columns of a row, with a last vector that may be cut.
+pub(super) struct ResultRow<'k> {
+    /// First element of the row.
+    pub(super) out: Buffer<'k>,
+    /// Columns of the result.
+    pub(super) columns: u64,
+}
+
+impl<'k> ResultRow<'k> {
+    /// Stores `value(load)` at `column`, where `load(buffer)` gives a vector of another row of the same
+    /// width at that column.
+    pub(super) fn store(
+        &self,
+        kernel: &Kernel<'k, '_>,
+        column: Val<'k>,
+        value: impl FnOnce(&dyn Fn(Buffer<'k>) -> Val<'k>) -> Val<'k>,
+    ) {
+        let (k, lanes) = (kernel.k, kernel.lanes);
+        if self.columns % u64::from(lanes) == 0 {
+            self.out.store(column, value(&|buffer| buffer.load(column, lanes)));
+        } else {
+            let left = (k.int(self.columns) - column).truncate(Scalar::I32);
+            let mask = k.iota(lanes).compare(Compare::Less, left.splat(lanes));
+            self.out.store_masked(column, value(&|buffer| buffer.load_masked(column, mask)), mask);
+        }
+    }
+}
+
+/// Whether a product of these types reads pairs.
+pub(in crate::cpu) const fn pair_of(element: Element) -> u32 {
+    match element {
+        Element::Bf16 => 2,
+        Element::F32 | Element::F16 | Element::I32 => 1,
+    }
+}

@@ -1,0 +1,300 @@
+//! How weights and caches lie in memory, with `pack` and its inverse. No MLIR here.
+//!
+//! Panels put `lanes` output rows side by side, so that a matrix product needs no reduction across
+//! lanes, any input length works without a tail, and decode, prompt and the gather of a tied embedding
+//! read the same bytes.
+
+use qwen2c_request::{
+    CACHE_BLOCK_POSITIONS, CacheKind, CacheType, Element, WeightLayout, WeightType, f32_to_bf16, f32_to_f16,
+};
+
+/// Weights start and end at multiples of this, so that a whole vector may be loaded at the end of a row.
+const WEIGHT_ALIGNMENT_BYTES: u64 = 64;
+
+/// Extents of a weight in panels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PanelGeometry {
+    /// Matrices one after the other: experts, or 1.
+    pub(super) matrices: u64,
+    /// Rows of one matrix.
+    pub(super) rows: u64,
+    /// Inputs of one row.
+    pub(super) columns: u64,
+    /// Rows of a panel.
+    pub(super) lanes: u64,
+    /// Consecutive inputs held together.
+    pub(super) pair: u64,
+    /// Gate and up panels alternate.
+    pub(super) alternate_halves: bool,
+}
+
+impl PanelGeometry {
+    /// Geometry of `weight`, `[rows, columns]` or `[matrices, rows, columns]`, in panels.
+    pub(super) fn new(weight: &WeightType, lanes: u32, pair: u32, alternate_halves: bool) -> Self {
+        let extents = weight.extents();
+        let (matrices, rows, columns) = match extents[..] {
+            [matrices, rows, columns] => (matrices, rows, columns),
+            [rows, columns] => (1, rows, columns),
+            _ => (1, 1, weight.columns()),
+        };
+        Self { matrices, rows, columns, lanes: lanes.into(), pair: pair.into(), alternate_halves }
+    }
+
+    /// Panels of one matrix. Halves are panelled one by one, so that a gate panel and its up panel pair.
+    pub(super) fn panels(self) -> u64 {
+        if self.alternate_halves {
+            2 * (self.rows / 2).div_ceil(self.lanes)
+        } else {
+            self.rows.div_ceil(self.lanes)
+        }
+    }
+
+    /// Elements of a panel.
+    pub(super) fn panel_elements(self) -> u64 {
+        self.columns.div_ceil(self.pair) * self.pair * self.lanes
+    }
+
+    /// Elements of one matrix.
+    pub(super) fn matrix_elements(self) -> u64 {
+        self.panels() * self.panel_elements()
+    }
+
+    /// First row of a panel and how many of its rows exist.
+    fn panel_rows(self, panel: u64) -> (u64, u64) {
+        if self.alternate_halves {
+            let half = self.rows / 2;
+            let first = panel / 2 * self.lanes;
+            (panel % 2 * half + first, self.lanes.min(half - first))
+        } else {
+            let first = panel * self.lanes;
+            (first, self.lanes.min(self.rows - first))
+        }
+    }
+}
+
+/// Bytes of `weight` in `layout`, a multiple of 64.
+pub(super) fn weight_bytes(weight: &WeightType, layout: WeightLayout) -> u64 {
+    let elements = match layout {
+        WeightLayout::RowMajor => weight.rows() * weight.columns(),
+        WeightLayout::Panels { lanes, pair, alternate_halves } => {
+            let geometry = PanelGeometry::new(weight, lanes, pair, alternate_halves);
+            geometry.matrices * geometry.matrix_elements()
+        }
+    };
+    (elements * weight.element.bytes()).next_multiple_of(WEIGHT_ALIGNMENT_BYTES)
+}
+
+/// Elements of a value head as stored: whole vectors, so that the weighted sum has no tail.
+pub(super) fn padded_head_dim(lanes: u32, head_dim: u64) -> u64 {
+    head_dim.next_multiple_of(lanes.into())
+}
+
+/// Elements of one block of one (slot, head): `[head_dim, 256]` for keys (lanes run over positions),
+/// `[256, padded head_dim]` for values (lanes run over the head).
+pub(super) fn cache_block_elements(lanes: u32, cache: &CacheType) -> u64 {
+    CACHE_BLOCK_POSITIONS
+        * match cache.kind {
+            CacheKind::Key => cache.head_dim,
+            CacheKind::Value => padded_head_dim(lanes, cache.head_dim),
+        }
+}
+
+/// Bytes of a cache: `[slot, kv_head, block]` of [`cache_block_elements`].
+pub(super) fn cache_bytes(lanes: u32, cache: &CacheType) -> u64 {
+    cache.slots * cache.kv_heads * cache.blocks() * cache_block_elements(lanes, cache) * cache.element.bytes()
+}
+
+/// Writes `value` in the element type, little endian.
+fn put_element(element: Element, value: f32, out: &mut [u8]) {
+    match element {
+        Element::F32 => out.copy_from_slice(&value.to_le_bytes()),
+        Element::Bf16 => out.copy_from_slice(&f32_to_bf16(value).to_le_bytes()),
+        Element::F16 => out.copy_from_slice(&f32_to_f16(value).to_le_bytes()),
+        Element::I32 => out.copy_from_slice(&(value as i32).to_le_bytes()),
+    }
+}
+
+/// Packs a weight as a stream: reads row blocks through `read(first_row, rows)`, with the rows of all
+/// matrices numbered through, and hands the packed bytes to `write` in order. Exactly
+/// [`qwen2c_request::Target::weight_bytes`] bytes are written; no more than one block of rows is held.
+///
+/// # Errors
+///
+/// The first error of `read` or `write`.
+pub fn pack_weight<E>(
+    weight: &WeightType,
+    layout: WeightLayout,
+    read: &mut dyn FnMut(u64, &mut [f32]) -> Result<(), E>,
+    write: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+) -> Result<(), E> {
+    let written = match layout {
+        WeightLayout::RowMajor => pack_row_major(weight, read, write)?,
+        WeightLayout::Panels { lanes, pair, alternate_halves } => {
+            let geometry = PanelGeometry::new(weight, lanes, pair, alternate_halves);
+            pack_panels(geometry, weight.element, read, write)?
+        }
+    };
+    let padding = weight_bytes(weight, layout) - written;
+    write(&vec![0; padding as usize])
+}
+
+/// Rows converted at a time in row-major order.
+const ROW_MAJOR_BLOCK_ROWS: u64 = 16;
+
+fn pack_row_major<E>(
+    weight: &WeightType,
+    read: &mut dyn FnMut(u64, &mut [f32]) -> Result<(), E>,
+    write: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+) -> Result<u64, E> {
+    let (rows, columns, element_bytes) =
+        (weight.rows(), weight.columns() as usize, weight.element.bytes() as usize);
+    let mut values = vec![0.0; ROW_MAJOR_BLOCK_ROWS.min(rows) as usize * columns];
+    let mut bytes = vec![0; values.len() * element_bytes];
+    for first in (0..rows).step_by(ROW_MAJOR_BLOCK_ROWS as usize) {
+        let elements = ROW_MAJOR_BLOCK_ROWS.min(rows - first) as usize * columns;
+        read(first, &mut values[..elements])?;
+        for (value, out) in values[..elements].iter().zip(bytes.chunks_exact_mut(element_bytes)) {
+            put_element(weight.element, *value, out);
+        }
+        write(&bytes[..elements * element_bytes])?;
+    }
+    Ok(rows * columns as u64 * element_bytes as u64)
+}
+
+fn pack_panels<E>(
+    geometry: PanelGeometry,
+    element: Element,
+    read: &mut dyn FnMut(u64, &mut [f32]) -> Result<(), E>,
+    write: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+) -> Result<u64, E> {
+    let columns = geometry.columns as usize;
+    let mut values = vec![0.0; geometry.lanes as usize * columns];
+    let mut bytes = vec![0; (geometry.panel_elements() * element.bytes()) as usize];
+    for matrix in 0..geometry.matrices {
+        for panel in 0..geometry.panels() {
+            let (first, present) = geometry.panel_rows(panel);
+            let values = &mut values[..present as usize * columns];
+            read(matrix * geometry.rows + first, values)?;
+            bytes.fill(0);
+            scatter_panel(geometry, element, values, &mut bytes);
+            write(&bytes)?;
+        }
+    }
+    Ok(geometry.matrices * geometry.matrix_elements() * element.bytes())
+}
+
+/// Puts the rows of a panel, `[present, columns]`, into `[columns / pair, lanes, pair]`.
+fn scatter_panel(geometry: PanelGeometry, element: Element, values: &[f32], bytes: &mut [u8]) {
+    let (lanes, pair) = (geometry.lanes as usize, geometry.pair as usize);
+    let element_bytes = element.bytes() as usize;
+    for (lane, row) in values.chunks_exact(geometry.columns as usize).enumerate() {
+        for (column, value) in row.iter().enumerate() {
+            let position = (column / pair * lanes + lane) * pair + column % pair;
+            put_element(element, *value, &mut bytes[position * element_bytes..][..element_bytes]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use qwen2c_request::{Dimension, bf16_to_f32, f16_to_f32};
+
+    fn weight(extents: &[u64], element: Element) -> WeightType {
+        WeightType {
+            dimensions: extents.iter().map(|extent| Dimension::constant("n", *extent)).collect(),
+            element,
+        }
+    }
+
+    fn get_element(element: Element, bytes: &[u8]) -> f32 {
+        match element {
+            Element::F32 => f32::from_le_bytes(bytes.try_into().unwrap()),
+            Element::Bf16 => bf16_to_f32(u16::from_le_bytes(bytes.try_into().unwrap())),
+            Element::F16 => f16_to_f32(u16::from_le_bytes(bytes.try_into().unwrap())),
+            Element::I32 => i32::from_le_bytes(bytes.try_into().unwrap()) as f32,
+        }
+    }
+
+    /// The inverse of packing, written from the layout's definition: element `(row, column)`.
+    fn unpack_element(ty: &WeightType, layout: WeightLayout, bytes: &[u8], row: u64, column: u64) -> f32 {
+        let index = match layout {
+            WeightLayout::RowMajor => row * ty.columns() + column,
+            WeightLayout::Panels { lanes, pair, alternate_halves } => {
+                let geometry = PanelGeometry::new(ty, lanes, pair, alternate_halves);
+                let (matrix, row) = (row / geometry.rows, row % geometry.rows);
+                let (panel, lane) = if alternate_halves {
+                    let half = geometry.rows / 2;
+                    (2 * (row % half / geometry.lanes) + row / half, row % half % geometry.lanes)
+                } else {
+                    (row / geometry.lanes, row % geometry.lanes)
+                };
+                matrix * geometry.matrix_elements()
+                    + panel * geometry.panel_elements()
+                    + (column / geometry.pair * geometry.lanes + lane) * geometry.pair
+                    + column % geometry.pair
+            }
+        };
+        let size = ty.element.bytes();
+        get_element(ty.element, &bytes[(index * size) as usize..][..size as usize])
+    }
+
+    fn pack(ty: &WeightType, layout: WeightLayout, values: &[f32]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let columns = ty.columns() as usize;
+        pack_weight::<()>(
+            ty,
+            layout,
+            &mut |first, out| {
+                out.copy_from_slice(&values[first as usize * columns..][..out.len()]);
+                Ok(())
+            },
+            &mut |block| {
+                bytes.extend_from_slice(block);
+                Ok(())
+            },
+        )
+        .unwrap();
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn every_element_is_found_where_the_layout_says(
+            matrices in 1_u64..4, rows in 1_u64..40, columns in 1_u64..20, wide: bool, halves: bool,
+            kind in 0_usize..3,
+        ) {
+            let (element, pair) = [(Element::F32, 1), (Element::Bf16, 2), (Element::F16, 1)][kind];
+            let rows = if halves { rows * 2 } else { rows };
+            let ty = weight(&[matrices, rows, columns], element);
+            let values: Vec<f32> = (0..matrices * rows * columns).map(|index| element.round(index as f32 - 99.5)).collect();
+            let lanes = if wide { 16 } else { 8 };
+            for layout in [WeightLayout::RowMajor, WeightLayout::Panels { lanes, pair, alternate_halves: halves }] {
+                let bytes = pack(&ty, layout, &values);
+                prop_assert_eq!(bytes.len() as u64, weight_bytes(&ty, layout));
+                for row in 0..matrices * rows {
+                    for column in 0..columns {
+                        let found = unpack_element(&ty, layout, &bytes, row, column);
+                        prop_assert_eq!(found, values[(row * columns + column) as usize]);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn padding_is_zero() {
+        let ty = weight(&[3, 3], Element::Bf16);
+        let layout = WeightLayout::Panels { lanes: 8, pair: 2, alternate_halves: false };
+        let bytes = pack(&ty, layout, &[1.0; 9]);
+        assert_eq!(bytes.chunks_exact(2).filter(|pair| *pair == f32_to_bf16(1.0).to_le_bytes()).count(), 9);
+        assert_eq!(bytes.iter().filter(|byte| **byte != 0).count(), 18);
+    }
+
+    #[test]
+    fn vectors_are_padded_to_whole_registers() {
+        let ty = weight(&[17], Element::F32);
+        assert_eq!(pack(&ty, WeightLayout::RowMajor, &[1.0; 17]).len(), 128);
+    }
+}

@@ -1,0 +1,11 @@
+//! CPU targets: x86-64 at the levels v3 (AVX2), v4 (AVX-512) and v4 with matrix tiles.
+
+mod choose;
+pub mod describe;
+pub mod emit;
+mod kernels;
+pub mod layout;
+mod lower;
+
+#[cfg(test)]
+mod tests;
