@@ -25,7 +25,7 @@ fn assert_logits(golden: &Golden, program: &Program, tolerance: f64, what: &str)
                 (relative_l2(found.row(prompt.positions[row]), prompt.logits.row(row)), prompt.positions[row])
             })
             .fold((0.0, 0), |worst, row| if row.0 > worst.0 { row } else { worst });
-        println!(
+        eprintln!(
             "{} {what}, {length} tokens: {error:.2e}, worst {:.2e} at {}",
             golden.name, worst.0, worst.1
         );
@@ -109,7 +109,7 @@ fn targets(name: &str) {
     let golden = Golden::load(name);
     for target in ["x86-64-v3", "x86-64-v4", "x86-64-amx"] {
         if !has_target(target) {
-            println!("{name}: this machine cannot run {target}");
+            eprintln!("{name}: this machine cannot run {target}");
             continue;
         }
         let program = Build::new(golden.model()).with(["--target", target]).finish();
