@@ -4,13 +4,18 @@
 //! come through [`TensorSource`].
 
 mod config;
+mod interpret;
 mod ir;
 mod model;
+pub mod passes;
+pub mod plan;
+pub mod schedule;
 mod text;
 mod verify;
 mod weight;
 
 pub use config::{ExpertConfig, Family, ModelConfig, Rope, RopeScaling};
+pub use interpret::{InterpretError, Interpreter, Tensor};
 pub use ir::{Cache, CacheId, Graph, Op, Value, ValueId, WeightId};
 pub use model::{GraphOptions, build_graph};
 pub use text::{ParseError, parse_graph, print_graph};

@@ -1,0 +1,176 @@
+//! The plan's verifier: an independent look at the finished table.
+//!
+//! It knows nothing of how buffers were placed. It checks that everything lies inside its region and is
+//! aligned, that no two buffers in use at the same time share a byte, that weights do not overlap, and
+//! that every operand of every step lies in a buffer that is in use at that step.
+
+use std::fmt;
+
+use super::{ALIGNMENT_BYTES, Plan, PlannedBuffer, PlannedOperand, Region};
+
+/// What is wrong with a plan: always a bug of the planner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PlanViolation {
+    /// A buffer or weight ends behind its region.
+    OutOfRegion {
+        /// The buffer or weight.
+        name: String,
+        /// First byte behind it.
+        end: u64,
+        /// Bytes of the region.
+        region_bytes: u64,
+    },
+    /// An offset is no multiple of [`ALIGNMENT_BYTES`].
+    Misaligned {
+        /// The buffer or weight.
+        name: String,
+        /// Its offset.
+        offset: u64,
+    },
+    /// Two buffers that are in use at the same time, or two weights, share bytes.
+    Overlap {
+        /// Both names.
+        names: [String; 2],
+        /// First byte that they share.
+        offset: u64,
+    },
+    /// A step touches bytes that no buffer in use at that step holds.
+    UnbackedOperand {
+        /// Step list.
+        list: String,
+        /// Step, counted through body and head.
+        step: usize,
+        /// Place of the operand.
+        operand: usize,
+    },
+    /// A step names a list that does not exist.
+    UnknownList {
+        /// The buffer.
+        name: String,
+    },
+}
+
+impl fmt::Display for PlanViolation {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OutOfRegion { name, end, region_bytes } => {
+                write!(formatter, "`{name}` ends at byte {end} of a region of {region_bytes} bytes")
+            }
+            Self::Misaligned { name, offset } => {
+                write!(formatter, "`{name}` lies at {offset}, no multiple of {ALIGNMENT_BYTES}")
+            }
+            Self::Overlap { names: [first, second], offset } => {
+                write!(
+                    formatter,
+                    "`{first}` and `{second}` share bytes from {offset} on while both are in use"
+                )
+            }
+            Self::UnbackedOperand { list, step, operand } => write!(
+                formatter,
+                "operand {operand} of step {step} of list `{list}` lies in no buffer in use at that step"
+            ),
+            Self::UnknownList { name } => {
+                write!(formatter, "`{name}` belongs to a list that does not exist")
+            }
+        }
+    }
+}
+
+impl std::error::Error for PlanViolation {}
+
+/// Checks a plan.
+///
+/// # Errors
+///
+/// The first [`PlanViolation`] met.
+pub fn verify_plan(plan: &Plan) -> Result<(), PlanViolation> {
+    for buffer in &plan.buffers {
+        check_range(&buffer.name, buffer.offset, buffer.bytes, plan.arena_bytes)?;
+        if buffer.list.is_some_and(|list| list >= plan.lists.len()) {
+            return Err(PlanViolation::UnknownList { name: buffer.name.clone() });
+        }
+    }
+    check_buffers(plan)?;
+    check_weights(plan)?;
+    check_operands(plan)
+}
+
+fn check_range(name: &str, offset: u64, bytes: u64, region_bytes: u64) -> Result<(), PlanViolation> {
+    if !offset.is_multiple_of(ALIGNMENT_BYTES) {
+        return Err(PlanViolation::Misaligned { name: name.to_owned(), offset });
+    }
+    let end = offset.saturating_add(bytes);
+    if end > region_bytes {
+        return Err(PlanViolation::OutOfRegion { name: name.to_owned(), end, region_bytes });
+    }
+    Ok(())
+}
+
+/// Walks the buffers by offset; only those that begin before the end of an earlier one can meet it.
+fn check_buffers(plan: &Plan) -> Result<(), PlanViolation> {
+    let mut by_offset: Vec<&PlannedBuffer> = plan.buffers.iter().filter(|buffer| buffer.bytes > 0).collect();
+    by_offset.sort_by_key(|buffer| buffer.offset);
+    for (index, first) in by_offset.iter().enumerate() {
+        let end = first.offset + first.bytes;
+        let met = by_offset[index + 1..].iter().take_while(|second| second.offset < end);
+        for second in met {
+            if are_in_use_together(first, second) {
+                let names = [first.name.clone(), second.name.clone()];
+                return Err(PlanViolation::Overlap { names, offset: second.offset });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn are_in_use_together(first: &PlannedBuffer, second: &PlannedBuffer) -> bool {
+    match (first.list, second.list) {
+        (Some(first_list), Some(second_list)) if first_list != second_list => false,
+        (None, _) | (_, None) => true,
+        _ => first.first_step <= second.last_step && second.first_step <= first.last_step,
+    }
+}
+
+fn check_weights(plan: &Plan) -> Result<(), PlanViolation> {
+    for placed in &plan.weights {
+        check_range(&placed.weight.name, placed.offset, placed.bytes, plan.weight_bytes)?;
+    }
+    for pair in plan.weights.windows(2) {
+        if pair[1].offset < pair[0].offset + pair[0].bytes {
+            let names = [pair[0].weight.name.clone(), pair[1].weight.name.clone()];
+            return Err(PlanViolation::Overlap { names, offset: pair[1].offset });
+        }
+    }
+    Ok(())
+}
+
+fn check_operands(plan: &Plan) -> Result<(), PlanViolation> {
+    for (list_index, list) in plan.lists.iter().enumerate() {
+        let buffers: Vec<&PlannedBuffer> = plan
+            .buffers
+            .iter()
+            .filter(|buffer| buffer.list.is_none_or(|owner| owner == list_index))
+            .collect();
+        for (step, planned) in list.body.iter().chain(&list.head).enumerate() {
+            for (operand, place) in planned.operands.iter().enumerate() {
+                let is_backed = match place.region {
+                    Region::Arena => buffers.iter().any(|buffer| {
+                        (buffer.first_step..=buffer.last_step).contains(&step)
+                            && is_inside(place, buffer.offset, buffer.bytes)
+                    }),
+                    Region::Weights => {
+                        plan.weights.iter().any(|weight| is_inside(place, weight.offset, weight.bytes))
+                    }
+                };
+                if !is_backed {
+                    return Err(PlanViolation::UnbackedOperand { list: list.name.clone(), step, operand });
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn is_inside(operand: &PlannedOperand, offset: u64, bytes: u64) -> bool {
+    operand.offset >= offset && operand.offset.saturating_add(operand.bytes) <= offset + bytes
+}

@@ -1,0 +1,99 @@
+//! A target for tests: it takes every request and prefers panels.
+
+use qwen2c_request::{
+    CacheType, Cost, KernelChoice, KernelRequest, LayoutOption, Operation, Target, TargetDescription,
+    Unservable, WeightLayout, WeightType,
+};
+
+/// Panels of 8 rows.
+pub(crate) const PANELS: WeightLayout = WeightLayout::Panels { lanes: 8, pair: 2, alternate_halves: false };
+
+/// The same with gate and up alternating.
+pub(crate) const ALTERNATING: WeightLayout =
+    WeightLayout::Panels { lanes: 8, pair: 2, alternate_halves: true };
+
+/// The target.
+pub(crate) struct FakeTarget {
+    description: TargetDescription,
+    /// An operation's name that the target refuses.
+    pub(crate) refused: Option<&'static str>,
+    /// An operation's name that reads row-major weights alone.
+    pub(crate) row_major_only: Option<&'static str>,
+}
+
+impl FakeTarget {
+    /// A target that refuses nothing.
+    pub(crate) fn new() -> Self {
+        let description = TargetDescription {
+            name: "fake".to_owned(),
+            family: "fake",
+            required_features: Vec::new(),
+            vector_lanes: 8,
+        };
+        Self { description, refused: None, row_major_only: None }
+    }
+}
+
+impl Target for FakeTarget {
+    fn description(&self) -> &TargetDescription {
+        &self.description
+    }
+
+    fn choose(&self, request: &KernelRequest) -> Result<KernelChoice, Unservable> {
+        let name = request.operation.name();
+        if self.refused == Some(name) {
+            return Err(Unservable { reason: format!("there is no kernel for `{name}`") });
+        }
+        let options = |weight: &WeightType| {
+            let row_major = LayoutOption { layout: WeightLayout::RowMajor, cost: 300 };
+            if weight.dimensions.len() == 1 || self.row_major_only == Some(name) {
+                return vec![LayoutOption { cost: 100, ..row_major }];
+            }
+            match request.operation {
+                // A gather reads rows best where they lie together.
+                Operation::Embed => vec![
+                    LayoutOption { layout: WeightLayout::RowMajor, cost: 100 },
+                    LayoutOption { layout: PANELS, cost: 110 },
+                ],
+                Operation::Matmul { silu_multiply: true, .. }
+                | Operation::ExpertMatmul { silu_multiply: true, .. } => {
+                    vec![LayoutOption { layout: ALTERNATING, cost: 100 }]
+                }
+                Operation::Matmul { .. } | Operation::ExpertMatmul { .. } => {
+                    vec![LayoutOption { layout: PANELS, cost: 100 }, row_major]
+                }
+                _ => vec![LayoutOption { layout: WeightLayout::RowMajor, cost: 100 }],
+            }
+        };
+        let fixed_bytes =
+            request.weights.iter().map(|weight| self.weight_bytes(weight, WeightLayout::RowMajor)).sum();
+        let values = request.inputs.iter().chain(&request.outputs);
+        Ok(KernelChoice {
+            tiles: "8 columns".to_owned(),
+            layouts: request.weights.iter().map(options).collect(),
+            workspace_bytes: if request.caches.len() == 2 { 96 * request.max_rows } else { 0 },
+            cost: Cost {
+                fixed_bytes,
+                bytes_per_row: values.map(|ty| ty.bytes(1, 1)).sum(),
+                bytes_per_row_and_position: request.caches.iter().map(|cache| cache.head_dim * 4).sum(),
+                operations_per_row: request.weights.iter().map(|w| 2 * w.rows() * w.columns()).sum(),
+                operations_per_row_and_position: 0,
+            },
+        })
+    }
+
+    fn weight_bytes(&self, weight: &WeightType, layout: WeightLayout) -> u64 {
+        let (lanes, pair) = match layout {
+            WeightLayout::RowMajor => (1, 1),
+            WeightLayout::Panels { lanes, pair, .. } => (u64::from(lanes), u64::from(pair)),
+        };
+        weight.rows().next_multiple_of(lanes)
+            * weight.columns().next_multiple_of(pair)
+            * weight.element.bytes()
+    }
+
+    fn cache_bytes(&self, cache: &CacheType) -> u64 {
+        let positions = cache.blocks() * qwen2c_request::CACHE_BLOCK_POSITIONS;
+        cache.slots * cache.kv_heads * positions * cache.head_dim * cache.element.bytes()
+    }
+}
