@@ -22,6 +22,7 @@ mod locator;
 mod manifest;
 mod program;
 mod steps;
+pub mod tokenizer;
 mod table_codec;
 
 pub use check::{OPERAND_ALIGNMENT, check_program};

@@ -171,9 +171,9 @@ pub(crate) fn merge_slot(left: u32, right: u32, slots: usize) -> usize {
 
 /// Slot at which the search for a whole word begins, in a table of `slots` (a power of two).
 pub(crate) fn word_slot(bytes: &[u8], slots: usize) -> usize {
-    let hash = bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    });
     spread(hash) & (slots - 1)
 }
 

@@ -154,9 +154,11 @@ impl TokenizerTables {
             .chain(self.added.iter().map(|added| added.id))
             .chain(self.byte_ids.iter().flatten().copied());
         match ids.max() {
-            Some(id) if id as usize >= count => Err(Diagnostic::new("the tokenizer names an id beyond its tokens")
-                .found(format!("id {id}"))
-                .needed(format!("ids below {count}"))),
+            Some(id) if id as usize >= count => {
+                Err(Diagnostic::new("the tokenizer names an id beyond its tokens")
+                    .found(format!("id {id}"))
+                    .needed(format!("ids below {count}")))
+            }
             _ => Ok(()),
         }
     }
@@ -173,7 +175,9 @@ impl TokenizerTables {
         let mut ids: Vec<u32> = self
             .added
             .iter()
-            .filter(|added| added.normalized == normalized && !self.tokens[added.id as usize].bytes.is_empty())
+            .filter(|added| {
+                added.normalized == normalized && !self.tokens[added.id as usize].bytes.is_empty()
+            })
             .map(|added| added.id)
             .collect();
         ids.sort_by(|&a, &b| {
@@ -238,7 +242,8 @@ fn numbers(values: impl IntoIterator<Item = u32>) -> Vec<u8> {
 
 /// Puts header and sections together.
 fn assemble(fields: [u32; 8], sections: &[Vec<u8>; SECTIONS]) -> Result<Vec<u8>, Diagnostic> {
-    let total_bytes = sections.iter().fold(HEADER_BYTES, |sum, section| sum + section.len().next_multiple_of(4));
+    let total_bytes =
+        sections.iter().fold(HEADER_BYTES, |sum, section| sum + section.len().next_multiple_of(4));
     if u32::try_from(total_bytes).is_err() {
         return Err(Diagnostic::new("the tokenizer is too large")
             .found(format!("{total_bytes} bytes of tables"))

@@ -5,8 +5,8 @@
 
 use super::{
     CLASS_BLOCK, CLASS_BLOCKS, FLAG_ADD_BOS, FLAG_IGNORE_MERGES, HEADER_BYTES, MAGIC, MAX_TOKENS,
-    MERGE_SLOT_BYTES, NO_ID, Normalization, SECTIONS, Section, SplitRule, TOKEN_ADDED, TOKEN_SPECIAL, VERSION,
-    merge_slot, word_slot,
+    MERGE_SLOT_BYTES, NO_ID, Normalization, SECTIONS, Section, SplitRule, TOKEN_ADDED, TOKEN_SPECIAL,
+    VERSION, merge_slot, word_slot,
 };
 use crate::Diagnostic;
 
@@ -64,12 +64,13 @@ impl<'a> TokenizerView<'a> {
         let mut sections: [&'a [u8]; SECTIONS] = [&[]; SECTIONS];
         for (index, section) in sections.iter_mut().enumerate() {
             let (offset, length) = (field(8 + 2 * index) as usize, field(9 + 2 * index) as usize);
-            *section = offset.checked_add(length).and_then(|end| bytes.get(offset..end)).ok_or_else(|| {
-                damaged(
-                    format!("section {index} of {length} bytes at {offset}"),
-                    format!("sections within {} bytes", bytes.len()),
-                )
-            })?;
+            *section =
+                offset.checked_add(length).and_then(|end| bytes.get(offset..end)).ok_or_else(|| {
+                    damaged(
+                        format!("section {index} of {length} bytes at {offset}"),
+                        format!("sections within {} bytes", bytes.len()),
+                    )
+                })?;
         }
         let view = Self {
             split_rule,
