@@ -25,7 +25,7 @@ mod rewrite;
 mod run;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use run::{PassError, PassReport, SelectionError, run_passes, select_passes};
 

@@ -1,10 +1,18 @@
 //! Shared graphs of the passes' tests, and tests of the passes together.
 
-use super::{PassContext, PassFunction};
-use crate::{ExpertConfig, Family, ModelConfig, Rope, RopeScaling, parse_graph, print_graph, verify};
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+use qwen2c_request::{Element, Operation};
+
+use super::{PASSES, PassContext, PassFunction, run_passes};
+use crate::{
+    ExpertConfig, Family, Graph, GraphOptions, Interpreter, ModelConfig, Rope, RopeScaling, SourceError,
+    TensorSource, build_graph, parse_graph, print_graph, verify,
+};
 
 /// A model of two layers, every width odd for a vector of 8.
-pub(super) fn tiny_config() -> ModelConfig {
+pub(crate) fn tiny_config() -> ModelConfig {
     ModelConfig {
         name: "tiny".to_owned(),
         family: Family::Qwen2,
@@ -25,7 +33,7 @@ pub(super) fn tiny_config() -> ModelConfig {
 }
 
 /// The same with a dense and a sparse layer.
-pub(super) fn tiny_experts_config() -> ModelConfig {
+pub(crate) fn tiny_experts_config() -> ModelConfig {
     ModelConfig {
         family: Family::Qwen2Moe,
         tied_embedding: false,
@@ -124,3 +132,158 @@ pub(super) const EXPERTS: &str = r#"graph experts {
   output %sum
 }
 "#;
+
+/// Elements that depend on the tensor's name and their place alone, between -1/4 and 1/4.
+struct SeededSource;
+
+impl TensorSource for SeededSource {
+    fn read_rows(
+        &self,
+        tensor: &str,
+        columns: u64,
+        first_row: u64,
+        out: &mut [f32],
+    ) -> Result<(), SourceError> {
+        // FNV-1a over the name, then a step of SplitMix64 for each element.
+        let seed = tensor.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        for (index, out) in out.iter_mut().enumerate() {
+            let place = first_row * columns + index as u64;
+            let mut bits = seed.wrapping_add(place.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            *out = ((bits >> 40) as f32 / (1 << 24) as f32 - 0.5) / 2.0;
+        }
+        Ok(())
+    }
+}
+
+/// The model's graph after the passes but the `disabled` ones.
+pub(crate) fn passed(
+    config: &ModelConfig,
+    dtype: Element,
+    max_rows: u64,
+    disabled: &BTreeSet<&str>,
+) -> Graph {
+    let options = GraphOptions { dtype, context: 32, slots: 1, layers: None };
+    let mut graph = build_graph(config, &options);
+    run_passes(&mut graph, &context(config, max_rows), disabled, &mut |_, _, _| {})
+        .unwrap_or_else(|error| panic!("{error}: {}", error.cause));
+    graph
+}
+
+/// Logits of a prompt of five rows, then of two more tokens one by one.
+fn logits(graph: &Graph) -> Vec<f32> {
+    let mut interpreter = Interpreter::new(graph, &SeededSource).expect("a valid graph");
+    let mut logits =
+        interpreter.step(&[3, 100, 7, 7, 41], &[0, 1, 2, 3, 4], &[0; 5], &[0, 4]).expect("a prompt");
+    for (token, position) in [(55, 5), (9, 6)] {
+        logits.extend(interpreter.step(&[token], &[position], &[0], &[0]).expect("a token"));
+    }
+    logits
+}
+
+/// `|found − expected| / |expected|`.
+fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let square = |value: f64| value * value;
+    let difference: f64 =
+        found.iter().zip(expected).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+    let norm: f64 = expected.iter().map(|value| square(f64::from(*value))).sum();
+    (difference / norm).sqrt()
+}
+
+fn optional_passes() -> Vec<&'static str> {
+    PASSES.iter().filter(|pass| pass.optional).map(|pass| pass.name).collect()
+}
+
+fn names(graph: &Graph) -> BTreeSet<&'static str> {
+    graph.operations.iter().map(|op| op.operation.name()).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever passes are switched off, the graph verifies and means the same.
+    #[test]
+    fn any_subset_of_passes_keeps_the_logits(
+        selection in proptest::bits::u32::masked((1 << 11) - 1),
+        is_sparse: bool,
+        has_biases: bool,
+        max_rows in prop_oneof![Just(1_u64), Just(8)],
+    ) {
+        let config = if is_sparse { tiny_experts_config() } else { tiny_config() };
+        let config = ModelConfig { qkv_bias: has_biases, ..config };
+        let optional = optional_passes();
+        prop_assert_eq!(optional.len(), 11);
+        let disabled: BTreeSet<&str> = optional
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| selection >> index & 1 == 1)
+            .map(|(_, name)| *name)
+            .collect();
+        let unfused = passed(&config, Element::F32, max_rows, &optional.iter().copied().collect());
+        let fused = passed(&config, Element::F32, max_rows, &disabled);
+        // Grouped experts hold tables for `max_rows` rows, a prompt of 5 needs 8.
+        prop_assume!(max_rows == 8 || !names(&fused).contains("group_rows"));
+        let (expected, found) = (logits(&unfused), logits(&fused));
+        let error = relative_error(&found, &expected);
+        prop_assert!(error < 1e-6, "relative error {} without {:?}", error, disabled);
+        if disabled.contains("fold_constants") {
+            // All other passes keep every operation's order.
+            prop_assert_eq!(found, expected);
+        }
+    }
+}
+
+#[test]
+fn a_fused_block_has_one_operation_per_kernel() {
+    let graph = passed(&tiny_config(), Element::Bf16, 1, &BTreeSet::new());
+    let block: Vec<&str> =
+        graph.operations.iter().filter(|op| op.layer == Some(1)).map(|op| op.operation.name()).collect();
+    assert_eq!(
+        block,
+        [
+            "rms_norm",
+            "matmul",
+            "rotate_and_write_cache",
+            "attention",
+            "matmul",
+            "rms_norm",
+            "matmul",
+            "matmul"
+        ]
+    );
+    assert!(graph.operations.iter().all(|op| !matches!(op.operation, Operation::Slice { .. })));
+}
+
+#[test]
+fn graphs_after_all_passes() {
+    for (name, config) in [("dense", tiny_config()), ("experts", tiny_experts_config())] {
+        for max_rows in [1, 8] {
+            let graph = passed(&config, Element::Bf16, max_rows, &BTreeSet::new());
+            insta::assert_snapshot!(format!("fused_{name}_rows{max_rows}"), print_graph(&graph));
+        }
+    }
+}
+
+#[test]
+fn reports_tell_what_was_saved() {
+    let config = tiny_config();
+    let options = GraphOptions { dtype: Element::Bf16, context: 32, slots: 1, layers: None };
+    let mut graph = build_graph(&config, &options);
+    let mut seen = Vec::new();
+    let disabled = BTreeSet::from(["fuse_attention"]);
+    let reports =
+        run_passes(&mut graph, &context(&config, 1), &disabled, &mut |pass, _, _| seen.push(pass.name))
+            .expect("a valid graph");
+    let report = |name: &str| *reports.iter().find(|report| report.name == name).expect("all passes report");
+    assert_eq!(reports.len(), PASSES.len());
+    assert_eq!(seen.len(), PASSES.len() - 1);
+    let attention = report("fuse_attention");
+    assert_eq!((attention.enabled, attention.rewrites, attention.bytes_saved), (false, 0, 0));
+    // Two layers add two sums each; a sum of 36 elements is written and read once less.
+    assert_eq!(report("fuse_residual_into_projection").rewrites, 4);
+    assert_eq!(report("fuse_residual_into_projection").bytes_saved, 4 * 2 * 36 * 4);
+}

@@ -43,7 +43,13 @@ pub enum PlanViolation {
         /// Place of the operand.
         operand: usize,
     },
-    /// A step names a list that does not exist.
+    /// What the head reads from the body goes out of use before the head's last step: a second run of the
+    /// head would read something else.
+    LostInHead {
+        /// The buffer.
+        name: String,
+    },
+    /// A buffer names a list that does not exist.
     UnknownList {
         /// The buffer.
         name: String,
@@ -69,6 +75,9 @@ impl fmt::Display for PlanViolation {
                 formatter,
                 "operand {operand} of step {step} of list `{list}` lies in no buffer in use at that step"
             ),
+            Self::LostInHead { name } => {
+                write!(formatter, "`{name}` goes out of use inside the head, which may run again")
+            }
             Self::UnknownList { name } => {
                 write!(formatter, "`{name}` belongs to a list that does not exist")
             }
@@ -86,8 +95,12 @@ impl std::error::Error for PlanViolation {}
 pub fn verify_plan(plan: &Plan) -> Result<(), PlanViolation> {
     for buffer in &plan.buffers {
         check_range(&buffer.name, buffer.offset, buffer.bytes, plan.arena_bytes)?;
-        if buffer.list.is_some_and(|list| list >= plan.lists.len()) {
-            return Err(PlanViolation::UnknownList { name: buffer.name.clone() });
+        let Some(list) = buffer.list else { continue };
+        let list =
+            plan.lists.get(list).ok_or_else(|| PlanViolation::UnknownList { name: buffer.name.clone() })?;
+        let (body, steps) = (list.body.len(), list.body.len() + list.head.len());
+        if buffer.first_step < body && (body..steps - 1).contains(&buffer.last_step) {
+            return Err(PlanViolation::LostInHead { name: buffer.name.clone() });
         }
     }
     check_buffers(plan)?;

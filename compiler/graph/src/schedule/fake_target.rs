@@ -14,11 +14,10 @@ pub(crate) const ALTERNATING: WeightLayout =
 
 /// The target.
 pub(crate) struct FakeTarget {
-    description: TargetDescription,
+    /// Name and vector width.
+    pub(crate) description: TargetDescription,
     /// An operation's name that the target refuses.
     pub(crate) refused: Option<&'static str>,
-    /// An operation's name that reads row-major weights alone.
-    pub(crate) row_major_only: Option<&'static str>,
 }
 
 impl FakeTarget {
@@ -30,7 +29,7 @@ impl FakeTarget {
             required_features: Vec::new(),
             vector_lanes: 8,
         };
-        Self { description, refused: None, row_major_only: None }
+        Self { description, refused: None }
     }
 }
 
@@ -46,7 +45,7 @@ impl Target for FakeTarget {
         }
         let options = |weight: &WeightType| {
             let row_major = LayoutOption { layout: WeightLayout::RowMajor, cost: 300 };
-            if weight.dimensions.len() == 1 || self.row_major_only == Some(name) {
+            if weight.dimensions.len() == 1 {
                 return vec![LayoutOption { cost: 100, ..row_major }];
             }
             match request.operation {

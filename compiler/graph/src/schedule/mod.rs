@@ -10,6 +10,8 @@ mod choose_weight_layouts;
 pub(crate) mod fake_target;
 mod name_kernels;
 mod print;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 
