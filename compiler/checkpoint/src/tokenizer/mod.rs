@@ -22,6 +22,7 @@ mod vocabulary;
 pub use gguf::GgufTokenizer;
 pub use judge::Judge;
 
+use crate::TokenizerSource;
 use qwen2c_format::Diagnostic;
 use qwen2c_format::tokenizer::SplitRule;
 use vocabulary::Vocabulary;
@@ -37,6 +38,19 @@ pub struct CompiledTokenizer {
     pub split_rule: SplitRule,
     /// The token that raw text begins with, where the tokenizer asks for one.
     pub bos_id: Option<u32>,
+}
+
+/// Compiles a checkpoint's tokenizer; none where it has none.
+///
+/// # Errors
+///
+/// As [`from_tokenizer_json`].
+pub fn compile_tokenizer(source: &TokenizerSource) -> Result<Option<CompiledTokenizer>, Diagnostic> {
+    match source {
+        TokenizerSource::Absent => Ok(None),
+        TokenizerSource::Json(tokenizer_json) => from_tokenizer_json(tokenizer_json).map(Some),
+        TokenizerSource::Gguf(vocabulary) => from_gguf(vocabulary).map(Some),
+    }
 }
 
 /// Compiles the contents of a `tokenizer.json`, and has the result judged on a short multilingual text.
