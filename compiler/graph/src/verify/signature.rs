@@ -10,6 +10,9 @@
 //! * `…` alone: any shape that starts with rows, the same in the whole operation; `…, n`: any
 //!   dimensions before the last.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 
 use qwen2c_request::{CacheKind, CacheType, Dimension, Element, Operation, Size, TensorType};
@@ -225,13 +228,14 @@ pub(super) fn check(graph: &Graph, op: &Op) -> Result<Option<Element>, String> {
     let name = op.operation.name();
     let signature = signature_of(graph, op);
     for (what, found, needed) in [
-        ("inputs", op.inputs.len(), signature.inputs.len()),
-        ("weights", op.weights.len(), signature.weights.len()),
-        ("caches", op.caches.len(), signature.caches.len()),
-        ("outputs", op.outputs.len(), signature.outputs.len()),
+        ("input", op.inputs.len(), signature.inputs.len()),
+        ("weight", op.weights.len(), signature.weights.len()),
+        ("cache", op.caches.len(), signature.caches.len()),
+        ("result", op.outputs.len(), signature.outputs.len()),
     ] {
         if found != needed {
-            return Err(format!("`{name}` has {found} {what}, needs {needed}"));
+            let plural = if needed == 1 { "" } else { "s" };
+            return Err(format!("`{name}` needs {needed} {what}{plural}, has {found}"));
         }
     }
     let mut bound = Bound::default();
