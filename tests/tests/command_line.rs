@@ -1,0 +1,149 @@
+//! The compiler's command line: arguments, exit codes, what is printed where.
+
+use std::process::Command;
+use std::sync::OnceLock;
+
+use qwen2c_tests::{Build, Golden, Outcome, Program, compiler, run};
+
+/// The compiler with these arguments.
+#[track_caller]
+fn qwen2c(arguments: &[&str]) -> Outcome {
+    run(Command::new(compiler()).args(arguments))
+}
+
+/// A program with a tokenizer and a chat template.
+fn talking() -> &'static Program {
+    static PROGRAM: OnceLock<Program> = OnceLock::new();
+    PROGRAM.get_or_init(|| Build::new(Golden::load("talking").model()).finish())
+}
+
+/// A program without a tokenizer.
+fn bare() -> &'static Program {
+    static PROGRAM: OnceLock<Program> = OnceLock::new();
+    PROGRAM.get_or_init(|| Build::new(Golden::load("dense-gqa").model()).finish())
+}
+
+#[test]
+fn the_compiler_lists_what_can_be_named() {
+    let models = qwen2c(&["models"]).success().text().to_lowercase();
+    for name in ["0.5b", "1.5b", "7b", "72b", "57b-a14b", "qwen2.5-7b", "qwen1.5-moe-a2.7b"] {
+        assert!(models.contains(name), "`{name}` is not in\n{models}");
+    }
+    let targets = qwen2c(&["targets"]).success().text();
+    for name in ["native", "x86-64-v3", "x86-64-v4", "x86-64-amx"] {
+        assert!(targets.contains(name), "`{name}` is not in\n{targets}");
+    }
+    let passes = qwen2c(&["passes"]).success().text();
+    for name in ["fuse_attention", "merge_qkv_projections", "merge_gate_and_up", "remove_dead_values"] {
+        assert!(passes.contains(name), "`{name}` is not in\n{passes}");
+    }
+    assert!(passes.contains("optional") && passes.contains("mandatory"), "{passes}");
+}
+
+#[test]
+fn help_and_version_are_answers() {
+    for arguments in [&["--help"][..], &["build", "--help"], &["plan", "--help"]] {
+        assert!(qwen2c(arguments).success().text().contains("Usage"), "{arguments:?}");
+    }
+    assert!(qwen2c(&["--version"]).success().text().starts_with("qwen2c 0."));
+    for arguments in [&["--help"][..], &["run", "--help"], &["bench", "--help"]] {
+        let text = talking().run(arguments.iter().copied()).success().text();
+        assert!(text.contains("--threads"), "{arguments:?}\n{text}");
+    }
+    talking().run(["--version"]).success();
+}
+
+#[test]
+fn wrong_usage_of_the_compiler_ends_with_2() {
+    let model = Golden::load("dense-gqa").model();
+    let model = model.to_str().expect("UTF-8");
+    let build = |more: &[&'static str]| [&["build", "--model", model, "-o", "/nonexistent/p"], more].concat();
+    qwen2c(&[]).code().filter(|&code| code == 2).expect("no command is wrong usage");
+    qwen2c(&["biuld"]).refused(2, &["build"]);
+    qwen2c(&["build"]).refused(2, &["--model"]);
+    qwen2c(&build(&["--no-pass", "place_buffers"])).refused(2, &["place_buffers"]);
+    qwen2c(&build(&["--no-pass", "fuse_atention"])).refused(2, &["fuse_attention"]);
+    qwen2c(&build(&["--dtype", "f8"])).refused(2, &["f8", "bf16"]);
+    qwen2c(&build(&["--emit", "fussed"])).refused(2, &["fused"]);
+    qwen2c(&build(&["--context", "0"])).refused(2, &["context"]);
+}
+
+#[test]
+fn what_later_versions_will_do_is_refused_by_name() {
+    let model = Golden::load("dense-gqa").model();
+    let model = model.to_str().expect("UTF-8");
+    for quant in ["int8", "int4", "int4:64", "keep"] {
+        let name = quant.split(':').next().expect("a name");
+        qwen2c(&["build", "--model", model, "--quant", quant, "-o", "/nonexistent/p"]).refused(1, &[name]);
+    }
+    qwen2c(&["build", "--model", model, "--target", "sm_80", "-o", "/nonexistent/p"]).refused(1, &["sm_80"]);
+}
+
+#[test]
+fn near_misses_get_a_suggestion() {
+    let refused = |arguments: &[&str], suggestion: &str| {
+        let outcome = qwen2c(arguments);
+        assert!(matches!(outcome.code(), Some(1 | 2)), "{outcome:?}");
+        assert!(outcome.stderr.contains(suggestion), "`{suggestion}` is not suggested\n{}", outcome.stderr);
+    };
+    refused(&["plan", "--model", "7b", "--target", "x86-64-v33"], "x86-64-v3");
+    refused(&["plan", "--model", "qwen2-7", "--target", "x86-64-v3"], "qwen2-7b");
+}
+
+#[test]
+fn a_plan_is_told_without_a_checkpoint() {
+    let plan =
+        qwen2c(&["plan", "--model", "7B", "--target", "x86-64-v4", "--bandwidth", "100"]).success().text();
+    assert!(plan.contains("tokens/s"), "{plan}");
+    let json = qwen2c(&["plan", "--model", "0.5b", "--target", "x86-64-v3", "--bandwidth", "50", "--json"])
+        .success()
+        .json();
+    assert!(json.is_object(), "{json}");
+    // Half a billion parameters of two bytes: the plan counts them without reading one.
+    let bytes = json["weight_bytes"].as_u64().expect("weight_bytes");
+    assert!((900_000_000..1_100_000_000).contains(&bytes), "{bytes}");
+}
+
+#[test]
+fn a_build_reports_and_a_quiet_one_does_not() {
+    let report = &talking().report;
+    let text = format!("{}{}", report.text(), report.stderr);
+    for part in ["fuse_attention", "tokens/s", "program"] {
+        assert!(text.contains(part), "`{part}` is not in the report\n{text}");
+    }
+    let quiet = Build::new(Golden::load("dense-gqa").model()).with(["--quiet"]).finish();
+    assert_eq!((quiet.report.text(), quiet.report.stderr.clone()), (String::new(), String::new()));
+    let entries: Vec<_> = std::fs::read_dir(quiet.directory()).expect("readable").collect();
+    assert_eq!(entries.len(), 1, "a build leaves its output alone: {entries:?}");
+}
+
+#[test]
+fn a_checkpoint_without_tokenizer_says_so() {
+    let report = &bare().report;
+    let text = format!("{}{}", report.text(), report.stderr);
+    assert!(text.contains("tokenizer"), "{text}");
+    bare().run(["run", "-p", "hello"]).refused(1, &["tokenizer", "--tokens"]);
+}
+
+#[test]
+fn the_account_of_time_names_the_stages() {
+    let timed = Build::new(Golden::load("dense-gqa").model()).with(["--time-passes"]).finish();
+    let text = format!("{}{}", timed.report.text(), timed.report.stderr);
+    for part in ["mlir", "llvm", "fuse_attention"] {
+        assert!(text.contains(part), "`{part}` is not in\n{text}");
+    }
+}
+
+#[test]
+fn inspect_shows_programs_and_checkpoints() {
+    let program = talking().path();
+    let program = program.to_str().expect("UTF-8");
+    let text = qwen2c(&["inspect", program]).success().text();
+    assert!(text.contains("qwen2") && text.contains("f32"), "{text}");
+    assert!(qwen2c(&["inspect", program, "--json"]).success().json().is_object());
+    for name in ["dense-mha", "gguf-llama"] {
+        let model = Golden::load(name).model();
+        let text = qwen2c(&["inspect", model.to_str().expect("UTF-8")]).success().text();
+        assert!(text.contains("hidden"), "{text}");
+    }
+}

@@ -1,0 +1,34 @@
+//! The examples run, and end as their head comments say.
+
+use std::process::Command;
+
+use qwen2c_tests::{compiler, repository, run, smollm2_gguf};
+
+#[test]
+fn the_quickstart_ends_with_an_answer() {
+    if smollm2_gguf().is_none() {
+        return;
+    }
+    let quickstart =
+        || run(Command::new(repository().join("examples/quickstart")).current_dir("/")).success();
+    let first = quickstart();
+    let answer = first.text().to_lowercase();
+    for word in ["sky", "blue", "light", "scatter"] {
+        assert!(answer.contains(word), "`{word}` is not in the answer: {answer}");
+    }
+    assert!(first.stderr.contains("tokens/s"), "{}", first.stderr);
+    let second = quickstart();
+    assert_eq!(second.text(), first.text(), "the same program gives the same answer");
+    assert!(!second.stderr.contains("qwen2c build"), "a second run builds nothing: {}", second.stderr);
+}
+
+#[test]
+fn the_walkthrough_shows_every_stage() {
+    let mut command = Command::new(repository().join("examples/walkthrough"));
+    let text = run(command.current_dir("/").env("QWEN2C", compiler())).success().text();
+    for stage in ["config", "graph", "fused", "scheduled", "plan", "mlir", "llvm", "asm", "manifest"] {
+        assert!(text.contains(&format!("--- {stage}:")), "{stage} is not shown\n{text}");
+    }
+    let ids = text.lines().last().expect("ids");
+    assert_eq!(ids.split(',').count(), 8, "{ids}");
+}

@@ -1,0 +1,59 @@
+//! The same inputs give the same bytes, wherever they lie.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use qwen2c_tests::{Golden, compiler, copy_directory, goldens_directory, repository, run};
+use tempfile::TempDir;
+
+/// Builds in `working_directory` and returns the program.
+fn built(working_directory: &Path, model: &Path, output: &Path) -> Vec<u8> {
+    let mut command = Command::new(compiler());
+    command
+        .current_dir(working_directory)
+        .args(["build", "--quiet", "--target", "x86-64-v3", "--model"])
+        .arg(model);
+    run(command.arg("-o").arg(output)).success();
+    fs::read(working_directory.join(output)).expect("a program")
+}
+
+/// Whether `needle` occurs in the file.
+fn contains(haystack: &[u8], needle: &str) -> bool {
+    haystack.windows(needle.len()).any(|window| window == needle.as_bytes())
+}
+
+#[test]
+fn programs_do_not_depend_on_directories() {
+    for name in ["dense-mha", "moe-sparse-step", "talking"] {
+        let first = TempDir::with_prefix("qwen2c-test-").expect("a temporary directory");
+        let second = TempDir::with_prefix("qwen2c-another-name-").expect("a temporary directory");
+        let model = goldens_directory().join(name);
+        let expected = built(first.path(), &model, &first.path().join("program"));
+        copy_directory(&model, &second.path().join("deeper").join(name));
+        fs::create_dir(second.path().join("output")).expect("a directory");
+        let found = built(second.path(), &Path::new("deeper").join(name), Path::new("output/another-name"));
+        let difference = expected.iter().zip(&found).position(|(a, b)| a != b);
+        assert!(
+            expected == found,
+            "{name}: {} and {} bytes, first difference at {difference:?}",
+            expected.len(),
+            found.len()
+        );
+    }
+}
+
+#[test]
+fn programs_name_no_directory_of_this_machine() {
+    let directory = TempDir::with_prefix("qwen2c-test-").expect("a temporary directory");
+    let program = built(directory.path(), &Golden::load("talking").model(), Path::new("program"));
+    let repository = repository().to_string_lossy().into_owned();
+    assert!(!contains(&program, &repository), "the clone's directory is in the program");
+    assert!(
+        !contains(&program, &directory.path().to_string_lossy()),
+        "the output's directory is in the program"
+    );
+    if let Ok(home) = std::env::var("HOME") {
+        assert!(!contains(&program, &format!("{home}/")), "the home directory is in the program");
+    }
+}
