@@ -1,0 +1,170 @@
+//! A program that has been read from its own file, and how it is set to work.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use qwen2c_format::{Diagnostic, Locator, Manifest, ProgramError, ProgramFile, StepLists, WeightEntry};
+use sha2::{Digest, Sha256};
+
+use crate::execute::Executor;
+use crate::kernel::KernelEntry;
+use crate::machine;
+use crate::memory::Mapping;
+use crate::processor::{self, Placement};
+use crate::session::Session;
+
+/// A checked program with its weights mapped.
+pub struct Program {
+    file: ProgramFile,
+    kernels: Vec<KernelEntry>,
+    weights: Arc<Mapping>,
+}
+
+impl Program {
+    /// Reads header, manifest, step lists and tokenizer of the file that holds this program, and maps
+    /// its weights. Nothing of the weights is read.
+    ///
+    /// # Errors
+    ///
+    /// What [`ProgramError`] tells apart, with the file's name.
+    pub fn open(path: &Path, locator: &Locator, kernels: &[KernelEntry]) -> Result<Self, Diagnostic> {
+        let place = std::fs::read_link(path).unwrap_or_else(|_| path.to_owned());
+        let open = || -> Result<(File, ProgramFile), ProgramError> {
+            let file = File::open(path)?;
+            let read = ProgramFile::read_located(&file, locator)?;
+            Ok((file, read))
+        };
+        let (file, read) = open().map_err(|error| error.diagnostic().at(place.display().to_string()))?;
+        let weights = Mapping::of_file(&file, locator.weights_offset, locator.weights_bytes)
+            .map_err(|error| cannot_map(&error).at(place.display().to_string()))?;
+        Self::from_parts(read, kernels, weights)
+    }
+
+    /// Puts a program together from what was read and linked.
+    pub(crate) fn from_parts(
+        file: ProgramFile,
+        kernels: &[KernelEntry],
+        weights: Mapping,
+    ) -> Result<Self, Diagnostic> {
+        if kernels.len() != file.lists.kernels.len() {
+            return Err(Diagnostic::new("the program's image and its step lists do not belong together")
+                .found(format!("{} linked kernels", kernels.len()))
+                .needed(format!("{} kernels", file.lists.kernels.len()))
+                .help("copy the program again from where it was built"));
+        }
+        Ok(Self { file, kernels: kernels.to_vec(), weights: Arc::new(weights) })
+    }
+
+    /// Facts and numbers.
+    pub fn manifest(&self) -> &Manifest {
+        &self.file.manifest
+    }
+
+    /// What is executed.
+    pub fn lists(&self) -> &StepLists {
+        &self.file.lists
+    }
+
+    /// Length of the program's file.
+    pub fn program_bytes(&self) -> u64 {
+        self.file.locator.file_bytes
+    }
+
+    /// Tokenizer tables, where the checkpoint had a tokenizer.
+    pub fn tokenizer(&self) -> Option<&[u8]> {
+        self.file.tokenizer.as_deref()
+    }
+
+    /// Checks the machine, reserves memory, starts workers: a session for prompts and generation.
+    ///
+    /// # Errors
+    ///
+    /// A missing processor feature, too little memory, a refusal of the system: each with what was
+    /// found and what is needed.
+    pub(crate) fn start(&self, placement: &Placement) -> Result<Session, Diagnostic> {
+        let lists = &self.file.lists.lists;
+        let prefill = lists.iter().position(|list| list.name == "prefill").unwrap_or(0);
+        self.start_lists(placement, 0, prefill)
+    }
+
+    /// As [`Program::start`], on the list that self-tests run.
+    pub(crate) fn start_self_test(&self, placement: &Placement) -> Result<Session, Diagnostic> {
+        let lists = &self.file.lists.lists;
+        let index = lists.iter().position(|list| list.name == "self_test").ok_or_else(|| {
+            Diagnostic::new("the program holds no self-test").help("build it again with this `qwen2c`")
+        })?;
+        self.start_lists(placement, index, index)
+    }
+
+    fn start_lists(
+        &self,
+        placement: &Placement,
+        decode: usize,
+        prefill: usize,
+    ) -> Result<Session, Diagnostic> {
+        let manifest = &self.file.manifest;
+        machine::processor()?.check(&manifest.target, &manifest.required_features)?;
+        processor::request_matrix_unit(&manifest.required_features)?;
+        check_memory(manifest, machine::memory_bytes())?;
+        let weights = Arc::clone(&self.weights);
+        let executor =
+            Executor::start(&self.file.lists, &self.kernels, weights, manifest.arena_bytes, placement)?;
+        Ok(Session::new(executor, manifest, &self.file.lists, decode, prefill))
+    }
+
+    /// Compares every weight's bytes with the hash taken at build, in file order.
+    ///
+    /// # Errors
+    ///
+    /// Names the first weight that differs.
+    pub(crate) fn verify_weights(&self, mut checked: impl FnMut(&WeightEntry)) -> Result<(), Diagnostic> {
+        for entry in &self.file.weights.entries {
+            let bytes = self.weights.read(entry.offset, entry.bytes);
+            let bytes = bytes.expect("the weight table was checked against the region at load");
+            if Sha256::digest(bytes)[..] != entry.sha256 {
+                return Err(Diagnostic::new(format!("weight `{}` was altered", entry.name))
+                    .at(format!("byte {} of the weight region, {} bytes", entry.offset, entry.bytes))
+                    .cause("its bytes do not have the hash that was recorded at build")
+                    .help("copy the program again from where it was built"));
+            }
+            checked(entry);
+        }
+        Ok(())
+    }
+}
+
+/// Refuses an arena that this machine can never hold. The system would grant it, and kill the program
+/// once the cache has filled.
+fn check_memory(manifest: &Manifest, memory_bytes: Option<u64>) -> Result<(), Diagnostic> {
+    match memory_bytes {
+        Some(found) if found < manifest.arena_bytes => {
+            Err(Diagnostic::new("the program's context needs more memory than there is")
+                .found(bytes_text(found))
+                .needed(format!(
+                    "{}, of which {} are the cache for {} positions",
+                    bytes_text(manifest.arena_bytes),
+                    bytes_text(manifest.kv_cache_bytes),
+                    manifest.context
+                ))
+                .help("build the program with a smaller `--context`"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn cannot_map(error: &io::Error) -> Diagnostic {
+    Diagnostic::new("the program's weights cannot be mapped")
+        .cause(error.to_string())
+        .help("raise the limit on address space, or use a smaller model")
+}
+
+/// Bytes as a person reads them, and exactly.
+pub(crate) fn bytes_text(bytes: u64) -> String {
+    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    match units.into_iter().find(|&(unit, _)| bytes >= unit) {
+        Some((unit, name)) => format!("{bytes} bytes ({:.2} {name})", bytes as f64 / unit as f64),
+        None => format!("{bytes} bytes"),
+    }
+}

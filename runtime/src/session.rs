@@ -1,0 +1,280 @@
+//! One sequence: which positions of the cache are filled, and how tokens become logits.
+//!
+//! A prompt goes through in chunks of the prefill list's rows, a single token through the decode list.
+//! Only the rows that somebody wants to see go through the output head.
+
+use std::fmt;
+use std::ops::Range;
+
+use qwen2c_format::{Diagnostic, InputOffsets, Manifest, StepLists};
+
+use crate::execute::{Executor, Job, Observer};
+
+/// Why tokens cannot be taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SessionError {
+    /// No tokens at all.
+    Empty,
+    /// More positions than the cache has.
+    ContextFull {
+        /// Positions the tokens would need.
+        needed: u64,
+        /// Positions there are.
+        context: u64,
+    },
+    /// An id without a row in the embedding.
+    OutsideVocabulary {
+        /// The id.
+        token: u32,
+        /// Ids there are.
+        vocabulary: u64,
+    },
+}
+
+impl SessionError {
+    /// The error as it is shown.
+    pub fn diagnostic(&self) -> Diagnostic {
+        match self {
+            Self::Empty => Diagnostic::new("the prompt is empty").needed("at least one token"),
+            Self::ContextFull { needed, context } => Diagnostic::new("the context is full")
+                .found(format!("{needed} positions wanted"))
+                .needed(format!("at most {context}, for which the program was built"))
+                .help("shorten the prompt, or build the program with a larger `--context`"),
+            Self::OutsideVocabulary { token, vocabulary } => {
+                Diagnostic::new(format!("id {token} lies outside the vocabulary"))
+                    .needed(format!("ids from 0 to {}", vocabulary - 1))
+            }
+        }
+    }
+}
+
+impl fmt::Display for SessionError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.diagnostic().fmt(formatter)
+    }
+}
+
+impl std::error::Error for SessionError {}
+
+impl From<SessionError> for Diagnostic {
+    fn from(error: SessionError) -> Self {
+        error.diagnostic()
+    }
+}
+
+/// A step list as a session sees it.
+#[derive(Clone, Debug)]
+struct List {
+    index: usize,
+    max_rows: usize,
+    max_logit_rows: usize,
+    body: Range<usize>,
+    head: Range<usize>,
+}
+
+impl List {
+    fn new(executor: &Executor, lists: &StepLists, index: usize) -> Self {
+        let (body, head) = executor.parts(index);
+        let list = &lists.lists[index];
+        let (max_rows, max_logit_rows) = (list.max_rows as usize, list.max_logit_rows as usize);
+        Self { index, max_rows, max_logit_rows, body, head }
+    }
+}
+
+/// A sequence with its cache.
+pub struct Session {
+    executor: Executor,
+    inputs: InputOffsets,
+    vocabulary: usize,
+    context: usize,
+    /// Positions of the cache that are filled.
+    position: usize,
+    decode: List,
+    prefill: List,
+    prompt_rows: usize,
+}
+
+impl Session {
+    /// An empty sequence. `decode` and `prefill` are indexes of the lists for one row and for many.
+    pub(crate) fn new(
+        executor: Executor,
+        manifest: &Manifest,
+        lists: &StepLists,
+        decode: usize,
+        prefill: usize,
+    ) -> Self {
+        let decode = List::new(&executor, lists, decode);
+        let prefill = List::new(&executor, lists, prefill);
+        Self {
+            inputs: manifest.inputs,
+            vocabulary: manifest.model.vocabulary as usize,
+            context: manifest.context as usize,
+            position: 0,
+            prompt_rows: prefill.max_rows,
+            executor,
+            decode,
+            prefill,
+        }
+    }
+
+    /// Takes prompts in chunks of at most `rows`, where that is less than the prefill list's.
+    pub fn limit_prompt_rows(&mut self, rows: usize) {
+        self.prompt_rows = rows.clamp(1, self.prefill.max_rows);
+    }
+
+    /// Positions that are filled.
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    /// Positions there are.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Columns of the logits.
+    pub fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
+    /// Tokens that [`Session::prefill`] takes at once.
+    pub fn prompt_rows(&self) -> usize {
+        self.prompt_rows
+    }
+
+    /// Worker threads.
+    pub fn threads(&self) -> usize {
+        self.executor.threads()
+    }
+
+    /// The logits behind the last token taken by [`Session::prefill`] or [`Session::decode`],
+    /// `[vocabulary]`.
+    pub fn logits(&self) -> &[f32] {
+        self.logit_rows(1)
+    }
+
+    /// Forgets everything from `position` on; what is before stays as it is.
+    pub fn rewind(&mut self, position: usize) {
+        self.position = self.position.min(position);
+    }
+
+    /// Takes tokens and returns the logits behind the last one, `[vocabulary]`.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`]; nothing was taken then.
+    pub fn prefill(&mut self, tokens: &[u32]) -> Result<&[f32], SessionError> {
+        self.prefill_observed(tokens, &mut ())
+    }
+
+    /// Takes one token and returns the logits behind it, `[vocabulary]`.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`]; nothing was taken then.
+    pub fn decode(&mut self, token: u32) -> Result<&[f32], SessionError> {
+        self.prefill_observed(&[token], &mut ())
+    }
+
+    /// As [`Session::prefill`], with somebody who watches the steps.
+    pub(crate) fn prefill_observed(
+        &mut self,
+        tokens: &[u32],
+        observer: &mut impl Observer,
+    ) -> Result<&[f32], SessionError> {
+        self.check(tokens)?;
+        let mut left = tokens;
+        while left.len() > self.prompt_rows {
+            let (chunk, rest) = left.split_at(self.prompt_rows);
+            self.take(chunk, observer);
+            left = rest;
+        }
+        self.take_with_logits(left, observer);
+        Ok(self.logits())
+    }
+
+    /// Takes tokens and shows the logits behind each of them, `[vocabulary]`, in order.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`] before anything was taken, or the first error of `each`.
+    pub fn prefill_each<E: From<SessionError>>(
+        &mut self,
+        tokens: &[u32],
+        mut each: impl FnMut(usize, &[f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.check(tokens)?;
+        for (chunk, first) in tokens.chunks(self.prompt_rows).zip((0..).step_by(self.prompt_rows)) {
+            let list = self.take(chunk, &mut ());
+            for start in (0..chunk.len()).step_by(list.max_logit_rows) {
+                let end = chunk.len().min(start + list.max_logit_rows);
+                self.write_logit_rows(start..end);
+                let (rows, logit_rows) = (chunk.len() as u32, (end - start) as u32);
+                let job = Job { list: list.index, steps: list.head.clone(), rows, logit_rows };
+                self.executor.run(&job, &mut ());
+                for (row, logits) in self.logit_rows(end - start).chunks_exact(self.vocabulary).enumerate() {
+                    each(first + start + row, logits)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the session can take these tokens.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`] says why not.
+    pub fn check(&self, tokens: &[u32]) -> Result<(), SessionError> {
+        if tokens.is_empty() {
+            return Err(SessionError::Empty);
+        }
+        let vocabulary = self.vocabulary as u64;
+        if let Some(&token) = tokens.iter().find(|&&token| u64::from(token) >= vocabulary) {
+            return Err(SessionError::OutsideVocabulary { token, vocabulary });
+        }
+        let (needed, context) = (self.position + tokens.len(), self.context);
+        if needed > context {
+            return Err(SessionError::ContextFull { needed: needed as u64, context: context as u64 });
+        }
+        Ok(())
+    }
+
+    /// Runs the body on a chunk of checked tokens; returns the list it used.
+    fn take(&mut self, tokens: &[u32], observer: &mut impl Observer) -> List {
+        let list = self.write_rows(tokens);
+        let job =
+            Job { list: list.index, steps: list.body.clone(), rows: tokens.len() as u32, logit_rows: 1 };
+        self.executor.run(&job, observer);
+        self.position += tokens.len();
+        list
+    }
+
+    /// Runs body and head in one go; the head sees the last row.
+    fn take_with_logits(&mut self, tokens: &[u32], observer: &mut impl Observer) {
+        let list = self.write_rows(tokens);
+        self.write_logit_rows(tokens.len() - 1..tokens.len());
+        let steps = list.body.start..list.head.end;
+        let job = Job { list: list.index, steps, rows: tokens.len() as u32, logit_rows: 1 };
+        self.executor.run(&job, observer);
+        self.position += tokens.len();
+    }
+
+    /// Tells the kernels what the rows are; returns the list for so many of them.
+    fn write_rows(&mut self, tokens: &[u32]) -> List {
+        let first = self.position as u32;
+        let positions = (0..tokens.len()).map(|row| first + row as u32);
+        self.executor.write_integers(self.inputs.token, tokens.iter().copied());
+        self.executor.write_integers(self.inputs.position, positions);
+        self.executor.write_integers(self.inputs.slot, tokens.iter().map(|_| 0));
+        if tokens.len() == 1 { self.decode.clone() } else { self.prefill.clone() }
+    }
+
+    fn write_logit_rows(&mut self, rows: Range<usize>) {
+        self.executor.write_integers(self.inputs.logit_rows, rows.map(|row| row as u32));
+    }
+
+    fn logit_rows(&self, rows: usize) -> &[f32] {
+        self.executor.floats(self.inputs.logits, rows * self.vocabulary)
+    }
+}
