@@ -7,10 +7,10 @@
 
 use std::collections::HashMap;
 
-use qwen2c_request::{KernelChoice, KernelRequest, Target};
+use qwen2c_request::{Dimension, KernelChoice, KernelRequest, Operation, Size, Target};
 
 use super::{ListSpec, RowAxis, ScheduleError, describe_operation, row_axis};
-use crate::{Graph, Op};
+use crate::{Graph, Op, ValueId};
 
 /// The target's answers.
 pub(super) struct Requests {
@@ -50,10 +50,21 @@ pub(super) fn run(lists: &[ListSpec], target: &dyn Target) -> Result<Requests, S
     Ok(Requests { answers, request_of })
 }
 
-/// The request of an operation.
+/// The request of an operation. Behind the head's gather all rows are `logit_rows`: a kernel does not
+/// care, so the request calls them `rows` and is served by the body's kernel where there is one.
 fn request(list: &ListSpec, op: &Op) -> KernelRequest {
     let graph: &Graph = &list.graph;
-    let value_types = |ids: &[crate::ValueId]| ids.iter().map(|id| graph.value(*id).ty.clone()).collect();
+    let is_gather = op.operation == Operation::GatherRows;
+    let value_type = |id: &ValueId| {
+        let mut ty = graph.value(*id).ty.clone();
+        for dimension in &mut ty.dimensions {
+            if dimension.size == Size::LogitRows && !is_gather {
+                *dimension = Dimension::rows();
+            }
+        }
+        ty
+    };
+    let value_types = |ids: &[ValueId]| ids.iter().map(value_type).collect();
     KernelRequest {
         operation: op.operation.clone(),
         inputs: value_types(&op.inputs),

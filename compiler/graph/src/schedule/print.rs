@@ -15,7 +15,7 @@ use crate::text::{Subject, print_lines};
 /// }
 ///
 /// // kernels
-/// // embed_101x64_rows1: tiles 1 row; layouts [panels(16, 2)]; workspace 0; bytes 0 + 384·rows + …
+/// // embed_101x64_rows1: tiles 1 row; layouts [panels(16, 2)]; workspace 0; bytes 384·rows; operations 0
 /// ```
 pub fn print_schedule(schedule: &Schedule) -> String {
     let mut text = String::new();
@@ -37,20 +37,34 @@ pub fn print_schedule(schedule: &Schedule) -> String {
     for kernel in &schedule.kernels {
         let layouts: Vec<String> = kernel.layouts.iter().map(ToString::to_string).collect();
         let cost = &kernel.choice.cost;
+        let bytes = sum([
+            (cost.fixed_bytes, ""),
+            (cost.bytes_per_row, "·rows"),
+            (cost.bytes_per_row_and_position, "·rows·positions"),
+        ]);
+        let operations = sum([
+            (cost.operations_per_row, "·rows"),
+            (cost.operations_per_row_and_position, "·rows·positions"),
+            (0, ""),
+        ]);
         let _ = writeln!(
             text,
-            "// {}: tiles {}; layouts [{}]; workspace {}; bytes {} + {}·rows + {}·rows·positions; operations \
-             {}·rows + {}·rows·positions",
+            "// {}: tiles {}; layouts [{}]; workspace {}; bytes {bytes}; operations {operations}",
             kernel.name,
             kernel.choice.tiles,
             layouts.join(", "),
             kernel.choice.workspace_bytes,
-            cost.fixed_bytes,
-            cost.bytes_per_row,
-            cost.bytes_per_row_and_position,
-            cost.operations_per_row,
-            cost.operations_per_row_and_position,
         );
     }
     text
+}
+
+/// The terms that are not zero.
+fn sum(terms: [(u64, &str); 3]) -> String {
+    let terms: Vec<String> = terms
+        .iter()
+        .filter(|(factor, _)| *factor > 0)
+        .map(|(factor, unit)| format!("{factor}{unit}"))
+        .collect();
+    if terms.is_empty() { "0".to_owned() } else { terms.join(" + ") }
 }

@@ -39,6 +39,13 @@ fn layers_share_their_kernels() {
 }
 
 #[test]
+fn the_head_s_norm_is_the_body_s() {
+    let schedule = schedule(lists(&tiny_config()), &FakeTarget::new()).expect("served");
+    let names: Vec<&str> = schedule.kernels.iter().map(|kernel| kernel.name.as_str()).collect();
+    assert_eq!(names.iter().filter(|name| name.starts_with("rms_norm_36_rows1")).count(), 1, "{names:?}");
+}
+
+#[test]
 fn names_are_unique_identifiers() {
     let schedule = schedule(lists(&tiny_experts_config()), &FakeTarget::new()).expect("served");
     let names: BTreeSet<&str> = schedule.kernels.iter().map(|kernel| kernel.name.as_str()).collect();
