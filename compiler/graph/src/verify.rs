@@ -146,7 +146,7 @@ fn weight_is_sound(weight: &Weight) -> Result<(), String> {
             }
         }
         WeightSource::RopeTable(_) | WeightSource::UnresolvedRopeTable => {
-            if ty.dimensions.len() != 2 || ty.element != Element::F32 || columns % 2 != 0 {
+            if ty.dimensions.len() != 2 || ty.element != Element::F32 || !columns.is_multiple_of(2) {
                 return Err("a rotary table is `f32[context, head_dim]` with an even head_dim".to_owned());
             }
         }
