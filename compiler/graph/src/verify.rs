@@ -11,7 +11,7 @@ mod tests;
 use std::collections::BTreeSet;
 use std::fmt;
 
-use qwen2c_request::{Element, Size, TensorType};
+use qwen2c_request::{Element, Size, TensorType, WeightLayout};
 
 use crate::text::{Subject, draw, print_lines};
 use crate::{Graph, Op, Weight, WeightSource};
@@ -130,6 +130,11 @@ fn weight_is_sound(weight: &Weight) -> Result<(), String> {
     let columns = ty.columns();
     if weight.source_columns == 0 || weight.source_columns > columns {
         return Err(format!("takes {} columns, needs 1 to {columns}", weight.source_columns));
+    }
+    if let Some(WeightLayout::Panels { lanes, pair, .. }) = weight.layout
+        && (lanes == 0 || pair == 0)
+    {
+        return Err(format!("panels have 1 or more lanes and pairs, found {lanes} and {pair}"));
     }
     match &weight.source {
         WeightSource::Tensors(parts) => {

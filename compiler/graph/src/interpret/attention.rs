@@ -18,19 +18,22 @@ fn rotate_row(row: &mut [f32], table: &[f32]) {
     }
 }
 
-/// The rotary table's row for each row of the step, from the position in input `index`.
-fn rotary_rows(operands: &mut Operands<'_>, index: usize) -> Result<Vec<f32>, InterpretError> {
+/// The rotary table's row for each row of the step, from the position in input 1. Rows are computed
+/// when they are needed: the table of a long context is larger than many models' layers.
+fn rotary_rows(operands: &Operands<'_>) -> Result<Vec<f32>, InterpretError> {
     let ty = &operands.weight(0).ty;
-    let (context, head_dim) = (ty.rows(), ty.columns() as usize);
-    let positions = operands.indices(index, context)?;
-    let table = operands.kept_weight(0)?;
-    Ok(positions.iter().flat_map(|row| &table[row * head_dim..(row + 1) * head_dim]).copied().collect())
+    let positions = operands.indices(1, ty.rows())?;
+    let mut rows = vec![0.0; positions.len() * ty.columns() as usize];
+    for (position, row) in positions.into_iter().zip(rows.chunks_exact_mut(ty.columns() as usize)) {
+        operands.weight_row(0, position as u64, row)?;
+    }
+    Ok(rows)
 }
 
 /// [`Operation::Rotate`](qwen2c_request::Operation::Rotate)
 pub(super) fn rotate(operands: &mut Operands<'_>, head_dim: usize) -> Results {
     let mut out = operands.floats(0).to_vec();
-    let tables = rotary_rows(operands, 1)?;
+    let tables = rotary_rows(operands)?;
     let width = operands.input_width(0);
     for (row, table) in out.chunks_exact_mut(width).zip(tables.chunks_exact(head_dim)) {
         rotate_row(row, table);
@@ -65,7 +68,7 @@ pub(super) fn rotate_and_write_cache(operands: &mut Operands<'_>, heads: usize, 
     if bias {
         add_to_rows(&mut qkv, operands.kept_weight(1)?);
     }
-    let tables = rotary_rows(operands, 1)?;
+    let tables = rotary_rows(operands)?;
     let ty = operands.cache(0).ty();
     let (kv_heads, head_dim) = (ty.kv_heads as usize, ty.head_dim as usize);
     let (queries, keys) = (heads * head_dim, kv_heads * head_dim);

@@ -108,7 +108,7 @@ pub struct Interpreter<'a> {
     graph: &'a Graph,
     source: &'a dyn TensorSource,
     caches: Vec<CacheStore>,
-    /// Vectors and rotary tables, kept once they were read.
+    /// Vectors, kept once they were read.
     kept_weights: Vec<Option<Vec<f32>>>,
     /// For each operation, the values that nothing reads after it.
     dead_after: Vec<Vec<ValueId>>,

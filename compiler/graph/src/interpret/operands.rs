@@ -73,7 +73,7 @@ impl<'a> Operands<'a> {
         self.graph.weight(self.op.weights[index])
     }
 
-    /// All elements of a small weight, rounded to its type; read once in the interpreter's life.
+    /// All elements of a vector, rounded to its type; read once in the interpreter's life.
     pub(super) fn kept_weight(&mut self, index: usize) -> Result<&[f32], InterpretError> {
         let weight = self.weight(index);
         let place = &mut self.kept_weights[self.op.weights[index].0 as usize];

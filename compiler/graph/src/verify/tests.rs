@@ -160,6 +160,10 @@ fn weights_are_filled_by_their_tensors() {
     broken("weight @z: f32[n=1, m=2] = \"a\"[1] columns 0", "takes 0 columns, needs 1 to 2");
     broken("weight @z: i32[n=1] = \"a\"[1]", "a weight is of a floating-point type");
     broken("weight @z: f32[] = \"a\"[1]", "a weight has dimensions, all of them numbers");
+    let panels = |layout: &str| format!("weight @z: f32[n=1, m=2] = \"a\"[1] layout panels({layout})");
+    sound(&panels("16, 2"));
+    broken(&panels("0, 2"), "panels have 1 or more lanes and pairs, found 0 and 2");
+    broken(&panels("16, 0"), "panels have 1 or more lanes and pairs, found 16 and 0");
     let max = u64::MAX;
     broken(
         &format!("weight @z: f32[n=4, m=2] = \"a\"[{max}], \"b\"[{max}]"),
