@@ -22,7 +22,6 @@ mod stage;
 mod suggestion;
 mod table;
 mod timing;
-mod tokenizer;
 mod units;
 mod weights;
 

@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use qwen2c_checkpoint::tokenizer::compile_tokenizer;
 use qwen2c_checkpoint::{ModelDescription, OpenedModel, open_model, print_config_table};
 use qwen2c_format::{Diagnostic, Locator, Manifest, WeightTable, encode_program_head, patch_locator};
 use qwen2c_graph::passes::{PassContext, PassReport, run_passes};
@@ -28,7 +29,6 @@ use crate::request::BuildRequest;
 use crate::self_test;
 use crate::stage::Stage;
 use crate::timing::Timings;
-use crate::tokenizer::tokenizer_tables;
 use crate::weights::write_weights;
 
 /// Most rows of a chunk of the prompt: enough to reuse a weight from cache, little enough that the
@@ -81,12 +81,15 @@ pub(crate) fn build(request: &BuildRequest) -> Result<BuildOutcome, Failure> {
 
     // Checkpoint: configuration, tokenizer, and a source of tensors that yields finite numbers.
     let mut download = Download::new(request.quiet);
-    let OpenedModel { description, tensors } = timings
+    let OpenedModel { mut description, tensors } = timings
         .measure("checkpoint", || open_model(&request.model_request(), &mut |event| download.show(event)))?;
     let source = CheckedSource::new(tensors.as_ref(), request.dtype);
     let output = request.output_path(&description.config.name);
     let emitted = EmittedText::new(request.emit_path(&output), request.emit.clone());
-    let tokenizer = timings.measure("tokenizer", || tokenizer_tables(&description))?;
+    let tokenizer = timings.measure("tokenizer", || compile_tokenizer(&description.tokenizer))?;
+    if let Some(tokenizer) = &tokenizer {
+        description.generation.bos_id = description.generation.bos_id.or(tokenizer.bos_id);
+    }
 
     // Graph, passes, schedule, plan.
     let planned = plan_model(request, &description, &emitted, &mut timings)?;
@@ -113,8 +116,12 @@ pub(crate) fn build(request: &BuildRequest) -> Result<BuildOutcome, Failure> {
     };
     let manifest = manifest(&parts, Some(self_test));
     emitted.stage(Stage::Manifest, "json", || manifest_text(&manifest))?;
-    let program =
-        ProgramParts { elf, manifest: &manifest, planned: &planned, tokenizer: tokenizer.as_deref() };
+    let program = ProgramParts {
+        elf,
+        manifest: &manifest,
+        planned: &planned,
+        tokenizer: tokenizer.as_ref().map(|t| t.table_bytes.as_slice()),
+    };
     let locator = timings.measure("weights", || write_program(program, &source, &output, request.quiet))?;
 
     let duration_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);

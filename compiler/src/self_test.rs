@@ -5,10 +5,10 @@
 //! for a model of any size.
 
 use qwen2c_format::{Diagnostic, SelfTestRecord};
-use qwen2c_graph::interpret::Interpreter;
 use qwen2c_graph::passes::{PASSES, PassContext, run_passes};
 use qwen2c_graph::{
-    Graph, GraphOptions, ModelConfig, SourceError, TensorSource, WeightPart, WeightSource, build_graph,
+    Graph, GraphOptions, InterpretError, Interpreter, ModelConfig, SourceError, TensorSource, WeightPart,
+    WeightSource, build_graph,
 };
 use qwen2c_request::{Element, Size};
 
@@ -62,14 +62,19 @@ pub(crate) fn record(
     let columns: Vec<u32> = (0..count).map(|index| (index * config.vocabulary / count) as u32).collect();
     let head = choose_head_rows(&mut graph, &columns)?;
     let source = ChosenRows { source, head: &head, rows: &columns };
-    let mut interpreter = Interpreter::new(&graph, &source);
+    let mut interpreter = Interpreter::new(&graph, &source).map_err(refused)?;
     let positions: Vec<u32> = (0..rows as u32).collect();
     let slots = vec![0; tokens.len()];
-    let logits = interpreter
-        .step(&tokens, &positions, &slots, &positions)
-        .map_err(|error| unreadable("of the self-test", error.into()))?;
+    let logits = interpreter.step(&tokens, &positions, &slots, &positions).map_err(refused)?;
     let tolerance = if dtype == Element::F32 { 1e-4 } else { 2e-2 };
     Ok(SelfTestRecord { tokens, columns, logits, tolerance })
+}
+
+fn refused(error: InterpretError) -> Failure {
+    match error {
+        InterpretError::Weight { name, cause } => unreadable(&name, cause),
+        error => Failure::Bug(Diagnostic::new(error.to_string()).at("the self-test's graph")),
+    }
 }
 
 /// Runs the mandatory passes: the interpreter needs the rotary table, and nothing is fused, so that the

@@ -1,11 +1,13 @@
 //! `qwen2c inspect`: what a file holds, an emitted program or a checkpoint.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 
-use qwen2c_checkpoint::{Checkpoint, parameter_count, print_config_table};
-use qwen2c_format::ProgramFile;
+use qwen2c_checkpoint::{Checkpoint, TokenizerSource, parameter_count, print_config_table};
+use qwen2c_format::{GenerationDefaults, ProgramFile};
+use serde::Serialize;
 
 use crate::arguments::InspectArguments;
 use crate::failure::Failure;
@@ -36,7 +38,8 @@ pub(crate) fn run(arguments: &InspectArguments, out: &mut dyn Write) -> Result<(
     }
     let checkpoint = Checkpoint::open(path)?;
     if arguments.json {
-        return print_checkpoint_json(out, &checkpoint);
+        write!(out, "{}", checkpoint_json(&checkpoint))?;
+        return Ok(());
     }
     print(out, &checkpoint_lines(&checkpoint))
 }
@@ -100,5 +103,51 @@ fn program_lines(program: &ProgramFile) -> Vec<String> {
         ]);
     }
     section(&mut lines, "weights", weights.lines(4));
+    lines
+}
+
+/// A checkpoint as `inspect --json` shows it.
+#[derive(Debug, Serialize)]
+struct CheckpointFacts<'a> {
+    config: BTreeMap<&'a str, &'a str>,
+    parameters: u64,
+    stored_bytes: u64,
+    generation: &'a GenerationDefaults,
+    has_tokenizer: bool,
+    chat_template: Option<&'a str>,
+}
+
+impl<'a> CheckpointFacts<'a> {
+    fn new(checkpoint: &'a Checkpoint) -> Self {
+        let description = &checkpoint.description;
+        let config =
+            description.fields.iter().map(|field| (field.name.as_str(), field.value.as_str())).collect();
+        Self {
+            config,
+            parameters: parameter_count(&description.config),
+            stored_bytes: checkpoint.stored_bytes(),
+            generation: &description.generation,
+            has_tokenizer: !matches!(description.tokenizer, TokenizerSource::Absent),
+            chat_template: description.chat_template.as_deref(),
+        }
+    }
+}
+
+fn checkpoint_json(checkpoint: &Checkpoint) -> String {
+    let facts = CheckpointFacts::new(checkpoint);
+    serde_json::to_string_pretty(&facts).expect("a checkpoint's facts have text for keys") + "\n"
+}
+
+fn checkpoint_lines(checkpoint: &Checkpoint) -> Vec<String> {
+    let facts = CheckpointFacts::new(checkpoint);
+    let mut table = Table::new(&[Side::Left, Side::Left]);
+    let has = |present| if present { "yes" } else { "no" }.to_owned();
+    table.row([key("parameters"), units::grouped(facts.parameters)]);
+    table.row([key("tensors"), units::exact_bytes(facts.stored_bytes)]);
+    table.row([key("tokenizer"), has(facts.has_tokenizer)]);
+    table.row([key("chat template"), has(facts.chat_template.is_some())]);
+    let mut lines = table.lines(0);
+    let config = print_config_table(&checkpoint.description.fields);
+    section(&mut lines, "config", config.lines().map(|line| format!("    {line}")).collect());
     lines
 }
