@@ -1,0 +1,354 @@
+//! Program files: written, found, told apart when damaged, and hostile.
+
+use std::fs::File;
+use std::io::Write;
+
+use proptest::prelude::*;
+use qwen2c_format::{
+    GenerationDefaults, InputOffsets, KernelInfo, LOCATOR_MAGIC, Locator, Manifest, ModelSummary, Operand,
+    ProgramError, ProgramFile, Region, RowAxis, SelfTestRecord, Step, StepCost, StepList, StepLists,
+    WeightEntry, WeightTable, check_program, encode_program_head, patch_locator,
+};
+
+const WEIGHT_BYTES: u64 = 192;
+
+fn manifest() -> Manifest {
+    Manifest {
+        build: "qwen2c 0.1.0".to_owned(),
+        model: ModelSummary {
+            name: "tiny".to_owned(),
+            architecture: "qwen2".to_owned(),
+            parameters: 96,
+            hidden: 8,
+            layers: 1,
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 4,
+            vocabulary: 5,
+            experts: 0,
+            experts_per_token: 0,
+        },
+        target: "x86-64-v3".to_owned(),
+        family: "cpu".to_owned(),
+        required_features: vec!["avx2".to_owned()],
+        quant: "none".to_owned(),
+        dtype: "f32".to_owned(),
+        context: 16,
+        slots: 1,
+        weight_bytes: WEIGHT_BYTES,
+        kv_cache_bytes: 128,
+        arena_bytes: 1024,
+        inputs: InputOffsets { token: 0, position: 64, slot: 128, logit_rows: 192, logits: 256 },
+        generation: GenerationDefaults {
+            stop_ids: vec![2],
+            bos_id: None,
+            temperature: 0.7,
+            top_k: 20,
+            top_p: 0.8,
+            repetition_penalty: 1.05,
+        },
+        chat_template: None,
+        template_tokens: Vec::new(),
+        passes: Vec::new(),
+        self_test: Some(SelfTestRecord {
+            tokens: vec![1, 2],
+            columns: vec![0, 4],
+            logits: vec![0.5, -1.0, 2.0, 0.25],
+            tolerance: 1e-3,
+        }),
+    }
+}
+
+fn lists() -> StepLists {
+    let operand = |region, offset, bytes| Operand { region, offset, bytes };
+    let step = |kernel, row_axis| Step {
+        kernel,
+        layer: Some(0),
+        row_axis,
+        operands: vec![operand(Region::Arena, 512, 64), operand(Region::Weights, 64, 128)],
+        cost: StepCost { fixed_bytes: 128, bytes_per_row: 32, operations_per_row: 64, ..StepCost::default() },
+    };
+    let list = |name: &str, max_rows, max_logit_rows| StepList {
+        name: name.to_owned(),
+        max_rows,
+        max_logit_rows,
+        body: vec![step(0, RowAxis::Rows), step(1, RowAxis::Rows)],
+        head: vec![step(1, RowAxis::LogitRows)],
+    };
+    StepLists {
+        kernels: vec![KernelInfo { name: "embed".to_owned() }, KernelInfo { name: "matmul".to_owned() }],
+        lists: vec![list("decode", 1, 1), list("prefill", 8, 4), list("self_test", 8, 8)],
+    }
+}
+
+fn weights() -> WeightTable {
+    let entry = |name: &str, offset, bytes| WeightEntry {
+        name: name.to_owned(),
+        ty: "f32[n=16]".to_owned(),
+        layout: "row_major".to_owned(),
+        offset,
+        bytes,
+        sha256: [7; 32],
+    };
+    WeightTable { entries: vec![entry("norm", 0, 64), entry("up", 64, 128)] }
+}
+
+/// An ELF image with one loaded segment that holds a locator, and a section table at its end.
+fn elf_image() -> Vec<u8> {
+    let mut image = vec![0; 0x400];
+    image[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    let mut put = |offset: usize, bytes: &[u8]| image[offset..offset + bytes.len()].copy_from_slice(bytes);
+    put(32, &64_u64.to_le_bytes());
+    put(40, &0x380_u64.to_le_bytes());
+    put(54, &56_u16.to_le_bytes());
+    put(56, &1_u16.to_le_bytes());
+    put(58, &64_u16.to_le_bytes());
+    put(60, &2_u16.to_le_bytes());
+    put(64, &1_u32.to_le_bytes());
+    put(64 + 8, &0x100_u64.to_le_bytes());
+    put(64 + 32, &0x200_u64.to_le_bytes());
+    put(0x1e8, &LOCATOR_MAGIC);
+    image
+}
+
+struct Sample {
+    bytes: Vec<u8>,
+    locator: Locator,
+    head_bytes: usize,
+}
+
+fn sample() -> Sample {
+    let head = encode_program_head(&manifest(), &lists(), &weights(), Some(b"tokenizer tables"));
+    let mut bytes = elf_image();
+    let locator = Locator::place(bytes.len() as u64, head.len() as u64, WEIGHT_BYTES);
+    patch_locator(&mut bytes, &locator).expect("the image holds one unpatched locator");
+    bytes.resize(locator.header_offset as usize, 0);
+    bytes.extend_from_slice(&head);
+    bytes.resize(locator.weights_offset as usize, 0);
+    bytes.resize(locator.file_bytes as usize, 1);
+    Sample { bytes, locator, head_bytes: head.len() }
+}
+
+fn read(bytes: &[u8]) -> Result<ProgramFile, ProgramError> {
+    let mut file = tempfile::tempfile().expect("a file can be made");
+    file.write_all(bytes).expect("it can be written");
+    ProgramFile::read(&file)
+}
+
+#[test]
+fn what_was_written_is_read() {
+    let sample = sample();
+    let program = read(&sample.bytes).expect("the sample is whole");
+    assert_eq!(program.locator, sample.locator);
+    assert_eq!(program.manifest, manifest());
+    assert_eq!(program.lists, lists());
+    assert_eq!(program.weights, weights());
+    assert_eq!(program.tokenizer.as_deref(), Some(&b"tokenizer tables"[..]));
+    assert_eq!(sample.locator.header_offset % 4096, 0);
+    assert_eq!(sample.locator.weights_offset % (2 << 20), 0);
+}
+
+#[test]
+fn the_same_program_gives_the_same_bytes() {
+    assert!(sample().bytes == sample().bytes);
+}
+
+#[test]
+fn stripped_and_truncated_are_told_apart() {
+    let Sample { bytes, locator, .. } = sample();
+    let found = |length: usize| read(&bytes[..length]).expect_err("the file is short");
+    let file_bytes = locator.file_bytes;
+    assert_eq!(found(0x400), ProgramError::Stripped { file_bytes, found_bytes: 0x400 });
+    for length in [0x401, locator.header_offset as usize, bytes.len() - 1] {
+        assert_eq!(found(length), ProgramError::Truncated { file_bytes, found_bytes: length as u64 });
+    }
+    // Cut within the image, whose section table then lies behind the end.
+    assert_eq!(found(0x390), ProgramError::Truncated { file_bytes: 0x400, found_bytes: 0x390 });
+    let mut longer = bytes.clone();
+    longer.push(0);
+    assert!(matches!(read(&longer), Err(ProgramError::Invalid { section: "length", .. })));
+}
+
+#[test]
+fn foreign_files_are_not_programs() {
+    assert!(matches!(read(b"{}"), Err(ProgramError::NotAProgram { .. })));
+    assert!(matches!(read(&[0; 4096]), Err(ProgramError::NotAProgram { .. })));
+    let mut without_locator = elf_image();
+    without_locator[0x1e8] = 0;
+    assert!(matches!(read(&without_locator), Err(ProgramError::NotAProgram { .. })));
+    assert_eq!(read(&elf_image()), Err(ProgramError::Unpatched));
+    let own = File::open(std::env::current_exe().expect("a test has a file")).expect("it can be read");
+    // This test itself holds the magic as a constant, but no program was ever attached to it.
+    assert!(ProgramFile::read(&own).is_err());
+}
+
+#[test]
+fn locators_are_patched_once() {
+    let locator = Locator::place(1, 2, 3);
+    let mut image = elf_image();
+    assert!(patch_locator(&mut image, &locator).is_ok());
+    assert!(patch_locator(&mut image, &locator).is_err());
+    assert!(patch_locator(&mut [0; 100], &locator).is_err());
+    let mut twice = elf_image();
+    twice.extend(elf_image());
+    assert!(patch_locator(&mut twice, &locator).is_err());
+    let mut short = elf_image()[..0x1e8 + 20].to_vec();
+    assert!(patch_locator(&mut short, &locator).is_err());
+}
+
+#[test]
+fn altered_parts_are_named() {
+    let Sample { bytes, locator, head_bytes } = sample();
+    let altered = |offset: usize| {
+        let mut bytes = bytes.clone();
+        bytes[locator.header_offset as usize + offset] ^= 0x20;
+        read(&bytes).expect_err("a byte was altered")
+    };
+    assert_eq!(altered(0), ProgramError::Altered { section: "header" });
+    assert_eq!(altered(8), ProgramError::Version { found: 1 ^ 0x20 });
+    assert_eq!(altered(20), ProgramError::Altered { section: "header" });
+    assert_eq!(altered(256 + 10), ProgramError::Altered { section: "manifest" });
+    assert_eq!(altered(head_bytes - 1), ProgramError::Altered { section: "tokenizer" });
+}
+
+#[test]
+fn every_byte_of_the_head_counts() {
+    let Sample { bytes, locator, head_bytes } = sample();
+    let whole = read(&bytes).expect("the sample is whole");
+    let head = locator.header_offset as usize;
+    let mut file = tempfile::tempfile().expect("a file can be made");
+    file.write_all(&bytes).expect("it can be written");
+    use std::os::unix::fs::FileExt;
+    for offset in head..head + head_bytes {
+        file.write_all_at(&[bytes[offset] ^ 1], offset as u64).expect("it can be written");
+        match ProgramFile::read(&file) {
+            // Gaps between sections belong to nothing.
+            Ok(program) => assert_eq!(program, whole),
+            Err(error) => assert!(!error.to_string().is_empty()),
+        }
+        file.write_all_at(&bytes[offset..=offset], offset as u64).expect("it can be written");
+    }
+    // The same for the locator, whose offsets are checked against one another.
+    for offset in 0x1e8..0x1e8 + 48 {
+        file.write_all_at(&[bytes[offset] ^ 1], offset as u64).expect("it can be written");
+        assert!(ProgramFile::read(&file).is_err(), "byte {offset} of the locator");
+        file.write_all_at(&bytes[offset..=offset], offset as u64).expect("it can be written");
+    }
+}
+
+/// Checks a program whose hashes are right and whose content is not.
+fn check(change: impl FnOnce(&mut Manifest, &mut StepLists, &mut WeightTable), expected: &str) {
+    let (mut manifest, mut lists, mut weights) = (manifest(), lists(), weights());
+    change(&mut manifest, &mut lists, &mut weights);
+    let error = check_program(&manifest, &lists, &weights).expect_err(expected).to_string();
+    assert!(error.contains(expected), "{error}");
+}
+
+#[test]
+fn steps_outside_their_regions_are_refused() {
+    check(|_, lists, _| lists.lists[0].body[0].kernel = 2, "kernel 2 of 2");
+    check(|_, lists, _| lists.lists[1].body[1].operands[0].bytes = 1 << 40, "list `prefill`: body step 1");
+    check(|_, lists, _| lists.lists[0].head[0].operands[1].offset = 128, "of the weights, which have 192");
+    check(|_, lists, _| lists.lists[0].body[0].operands[0].offset = u64::MAX - 63, "operand 0 claims");
+    check(
+        |_, lists, _| lists.lists[0].body[0].operands[0].offset = 8,
+        "operand 0 claims 64 bytes at offset 8",
+    );
+    check(|_, lists, _| lists.lists[0].body[0].row_axis = RowAxis::LogitRows, "works on logit rows");
+    check(|_, lists, _| lists.lists[1].max_rows = 0, "0 rows");
+    check(|_, lists, _| lists.lists[1].max_logit_rows = 9, "9 logit rows");
+    check(|_, lists, _| lists.lists.clear(), "not `decode`");
+    let many = |lists: &mut StepLists| {
+        let operand = lists.lists[0].body[0].operands[0];
+        lists.lists[0].body[0].operands = vec![operand; 65];
+    };
+    check(|_, lists, _| many(lists), "65 operands");
+}
+
+#[test]
+fn inputs_and_sizes_are_checked() {
+    check(|manifest, _, _| manifest.inputs.logits = 1024 - 64, "`logits` at offset 960");
+    check(|manifest, _, _| manifest.inputs.token = 1020, "`token`");
+    check(|manifest, _, _| manifest.model.vocabulary = 1 << 31, "`vocabulary`");
+    check(|manifest, _, _| manifest.context = 0, "`context`");
+    check(|manifest, _, _| manifest.arena_bytes = u64::MAX, "`arena_bytes`");
+    check(|manifest, _, _| manifest.kv_cache_bytes = 2048, "larger than the arena");
+    check(|manifest, _, _| manifest.generation.top_p = f32::NAN, "sampling defaults");
+    check(|manifest, _, _| manifest.generation.stop_ids = vec![5], "id 5");
+    check(|_, _, weights| weights.entries[1].offset = 0, "weight `up`");
+    check(|_, _, weights| weights.entries[1].bytes = u64::MAX, "weight `up`");
+    check(|_, _, weights| weights.entries[1].offset = 65, "weight `up`");
+    let record = |manifest: &mut Manifest| manifest.self_test.clone().expect("the sample has one");
+    check(
+        |manifest, _, _| manifest.self_test = Some(SelfTestRecord { logits: vec![1.0], ..record(manifest) }),
+        "1 logits",
+    );
+    check(
+        |manifest, _, _| {
+            manifest.self_test = Some(SelfTestRecord { columns: vec![5, 0], ..record(manifest) })
+        },
+        "the self-test's 2 tokens",
+    );
+    check(|_, lists, _| drop(lists.lists.pop()), "without a step list");
+}
+
+#[test]
+fn a_weight_region_of_another_size_is_refused() {
+    let mut manifest = manifest();
+    manifest.weight_bytes += 64;
+    let head = encode_program_head(&manifest, &lists(), &weights(), None);
+    let mut bytes = elf_image();
+    let locator = Locator::place(bytes.len() as u64, head.len() as u64, WEIGHT_BYTES);
+    patch_locator(&mut bytes, &locator).expect("the image holds one unpatched locator");
+    bytes.resize(locator.header_offset as usize, 0);
+    bytes.extend_from_slice(&head);
+    bytes.resize(locator.file_bytes as usize, 0);
+    assert!(matches!(read(&bytes), Err(ProgramError::Invalid { section: "manifest", .. })));
+}
+
+#[test]
+fn counts_that_lie_allocate_nothing() {
+    let mut bytes = lists().encode();
+    bytes[..4].copy_from_slice(&u32::MAX.to_le_bytes());
+    assert!(StepLists::decode(&bytes).expect_err("too many kernels").to_string().contains("do not fit"));
+    let mut bytes = weights().encode();
+    bytes[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
+    assert!(WeightTable::decode(&bytes).is_err());
+    let mut longer = weights().encode();
+    longer.push(0);
+    assert!(
+        WeightTable::decode(&longer).expect_err("a byte too many").to_string().contains("1 bytes follow")
+    );
+}
+
+proptest! {
+    #[test]
+    fn mutated_tables_never_panic(offset in any::<prop::sample::Index>(), value: u8, cut in any::<prop::sample::Index>()) {
+        for encoded in [lists().encode(), weights().encode()] {
+            let mut bytes = encoded.clone();
+            bytes[offset.index(encoded.len())] = value;
+            bytes.truncate(cut.index(encoded.len() + 1));
+            if let Ok(lists) = StepLists::decode(&bytes) {
+                prop_assert_eq!(lists.encode(), bytes.clone());
+                let _ = check_program(&manifest(), &lists, &weights());
+            }
+            if let Ok(weights) = WeightTable::decode(&bytes) {
+                prop_assert_eq!(weights.encode(), bytes.clone());
+                let _ = check_program(&manifest(), &lists(), &weights);
+            }
+        }
+    }
+
+    #[test]
+    fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let _ = StepLists::decode(&bytes);
+        let _ = WeightTable::decode(&bytes);
+    }
+
+    #[test]
+    fn damaged_images_never_panic(offset in 0_usize..0x400, value: u8) {
+        let mut bytes = elf_image();
+        bytes[offset] = value;
+        prop_assert!(read(&bytes).is_err());
+    }
+}
