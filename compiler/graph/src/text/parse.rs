@@ -38,7 +38,7 @@ type Fault = (String, usize);
 
 /// Reads the text form of a graph.
 ///
-/// The graph is not verified: see [`crate::verify`].
+/// The graph is not verified: see [`verify`](crate::verify()).
 ///
 /// # Errors
 ///

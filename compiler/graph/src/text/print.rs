@@ -193,8 +193,7 @@ pub(super) fn print_quoted(line: &mut String, text: &str) {
                 line.push('\\');
                 line.push(character);
             }
-            // Line separators too: a name never breaks the line it stands on.
-            _ if character.is_control() || matches!(character, '\u{2028}' | '\u{2029}') => {
+            _ if character.is_control() => {
                 let _ = write!(line, "\\u{{{:x}}}", u32::from(character));
             }
             _ => line.push(character),

@@ -13,6 +13,8 @@ const USES: &[(&str, &[&str])] = &[
             "input %l: i32[logit_rows]\n%y: f32[rows, n=4] = gather_rows(%x, %l)",
             "input %l: i32[logit_rows]\n%y: bf16[logit_rows, n=4] = gather_rows(%x, %l)",
             "%y: f32[logit_rows, n=4] = gather_rows(%x, %position)",
+            "input %l: i32[logit_rows]\ninput %z: f32[logit_rows, n=4]
+             %y: f32[logit_rows, n=4] = gather_rows(%z, %l)",
         ],
     ),
     (
