@@ -76,3 +76,42 @@ impl<'a> StreamDecoder<'a> {
         self.pending.drain(..done);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::example_tables::{END, example_tables};
+    use proptest::prelude::*;
+    use qwen2c_format::tokenizer::SplitRule;
+
+    fn texts(bytes: &[u8]) -> Vec<String> {
+        let tables = example_tables(SplitRule::Gpt2);
+        let mut decoder = StreamDecoder::new(TokenizerView::new(&tables).unwrap(), SpecialText::Hidden);
+        let mut texts: Vec<String> = bytes.iter().map(|&byte| decoder.push(byte.into()).to_owned()).collect();
+        texts.push(decoder.finish().to_owned());
+        texts
+    }
+
+    #[test]
+    fn a_character_comes_when_its_last_byte_does() {
+        assert_eq!(texts("aé漢".as_bytes()), ["a", "", "é", "", "", "漢", ""]);
+        assert_eq!(texts(b"\xe6\xbc!"), ["", "", "\u{fffd}!", ""]);
+        assert_eq!(texts(b"\xff\xe6"), ["\u{fffd}", "", "\u{fffd}"]);
+    }
+
+    #[test]
+    fn special_tokens_show_only_on_request() {
+        let tables = example_tables(SplitRule::Gpt2);
+        let view = TokenizerView::new(&tables).unwrap();
+        assert_eq!(StreamDecoder::new(view, SpecialText::Hidden).push(END), "");
+        assert_eq!(StreamDecoder::new(view, SpecialText::Shown).push(END), "<|im_end|>");
+        assert_eq!(StreamDecoder::new(view, SpecialText::Shown).push(u32::MAX), "");
+    }
+
+    proptest! {
+        #[test]
+        fn the_texts_together_are_the_lossy_text(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            prop_assert_eq!(texts(&bytes).concat(), String::from_utf8_lossy(&bytes));
+        }
+    }
+}

@@ -20,3 +20,19 @@ pub(super) fn exponential(x: f64) -> f64 {
     let series = (1..=13).rev().fold(1.0, |sum, term| 1.0 + sum * rest / f64::from(term));
     series * f64::from_bits(((exponent as i64 + 1023) as u64) << 52)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn agrees_with_the_machine_to_a_few_units_in_the_last_place() {
+        assert_eq!(exponential(0.0), 1.0);
+        assert_eq!(exponential(f64::NEG_INFINITY), 0.0);
+        for step in 0..70_000 {
+            let x = f64::from(step) * -0.01 - 0.003;
+            let error = (exponential(x) / x.exp() - 1.0).abs();
+            assert!(error < 1e-14 || x <= -700.0, "{x}: {error:e}");
+        }
+    }
+}

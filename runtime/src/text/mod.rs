@@ -11,6 +11,8 @@
 
 mod decode;
 mod encode;
+#[cfg(test)]
+mod example_tables;
 mod exponential;
 mod merge;
 mod normalize;

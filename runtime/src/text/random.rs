@@ -38,3 +38,28 @@ impl Random {
         (self.next_bits() >> 11) as f64 / (1_u64 << 53) as f64
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sequence_of_a_seed_is_fixed() {
+        // splitmix64 of seed 0 begins with 0xe220a8397b1dcdaf; xoshiro256++ on its first four values follows.
+        let random = Random::new(0);
+        assert_eq!(random.state[0], 0xe220_a839_7b1d_cdaf);
+        let mut known = Random { state: [1, 2, 3, 4] };
+        let bits: Vec<u64> = (0..4).map(|_| known.next_bits()).collect();
+        assert_eq!(bits, [41_943_041, 58_720_359, 3_588_806_011_781_223, 3_591_011_842_654_386]);
+    }
+
+    #[test]
+    fn fractions_fill_the_unit_interval_evenly() {
+        let mut random = Random::new(7);
+        let mut counts = [0; 10];
+        for _ in 0..100_000 {
+            counts[(random.next_fraction() * 10.0) as usize] += 1;
+        }
+        assert!(counts.iter().all(|count| (9_500..10_500).contains(count)), "{counts:?}");
+    }
+}

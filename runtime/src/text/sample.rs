@@ -188,3 +188,117 @@ impl Sampler {
 fn descending(a: &Candidate, b: &Candidate) -> Ordering {
     b.score.total_cmp(&a.score).then(a.id.cmp(&b.id))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sampling(temperature: f32, top_k: u32, top_p: f32) -> SamplingOptions {
+        SamplingOptions { temperature, top_k, top_p, ..SamplingOptions::default() }
+    }
+
+    /// How often each of the ids is drawn of 20 000 times.
+    fn shares(options: SamplingOptions, logits: &[f32], allowed: usize) -> Vec<f64> {
+        let mut sampler = Sampler::new(options, logits.len(), allowed);
+        let mut shares = vec![0.0; logits.len()];
+        for _ in 0..20_000 {
+            shares[sampler.sample(logits).unwrap() as usize] += 1.0 / 20_000.0;
+        }
+        shares
+    }
+
+    fn assert_near(found: &[f64], needed: &[f64]) {
+        assert!(found.iter().zip(needed).all(|(found, needed)| (found - needed).abs() < 0.012), "{found:?}");
+        assert!(
+            found.iter().zip(needed).all(|(found, needed)| (*found == 0.0) == (*needed == 0.0)),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn greedy_takes_the_lowest_id_of_the_largest_allowed_logits() {
+        let mut sampler = Sampler::new(SamplingOptions::default(), 6, 5);
+        assert_eq!(sampler.sample(&[1.0, 3.0, f32::NAN, 3.0, 2.0, 9.0]), Some(1));
+        assert_eq!(sampler.sample(&[f32::NAN, f32::NEG_INFINITY, f32::NAN, f32::NAN, f32::NAN, 1.0]), None);
+        assert_eq!(sampler.sample(&[]), None);
+    }
+
+    #[test]
+    fn the_repetition_penalty_counts_each_seen_id_once_and_respects_signs() {
+        let options = SamplingOptions { repetition_penalty: 2.0, ..SamplingOptions::default() };
+        let mut sampler = Sampler::new(options, 4, 4);
+        for id in [0, 0, 2, 1000] {
+            sampler.observe(id);
+        }
+        // 4 becomes 2, −1 becomes −2.
+        assert_eq!(sampler.sample(&[4.0, 1.5, -1.0, -1.5]), Some(0));
+        assert_eq!(sampler.sample(&[4.0, 2.5, -1.0, -1.5]), Some(1));
+        assert_eq!(sampler.sample(&[-8.0, -8.0, -1.0, -1.5]), Some(3));
+    }
+
+    #[test]
+    fn temperature_shapes_the_distribution() {
+        let logits = [0.0, 2.0_f32.ln(), 4.0_f32.ln(), 9.0];
+        assert_near(&shares(sampling(1.0, 0, 1.0), &logits, 3), &[1.0 / 7.0, 2.0 / 7.0, 4.0 / 7.0, 0.0]);
+        assert_near(&shares(sampling(0.5, 0, 1.0), &logits, 3), &[1.0 / 21.0, 4.0 / 21.0, 16.0 / 21.0, 0.0]);
+    }
+
+    #[test]
+    fn top_k_keeps_equals_of_the_kth() {
+        let logits = [1.0, 5.0, 4.0, 4.0, 0.0];
+        let e = 1.0 / (1.0 + 2.0 * (-1.0_f64).exp());
+        assert_near(
+            &shares(sampling(1.0, 2, 1.0), &logits, 5),
+            &[0.0, e, (1.0 - e) / 2.0, (1.0 - e) / 2.0, 0.0],
+        );
+        assert_near(&shares(sampling(1.0, 1, 1.0), &logits, 5), &[0.0, 1.0, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn top_p_keeps_what_reaches_it_and_at_least_one() {
+        let logits = [4.0_f32.ln(), 3.0_f32.ln(), 2.0_f32.ln(), 0.0];
+        assert_near(&shares(sampling(1.0, 0, 0.65), &logits, 4), &[4.0 / 7.0, 3.0 / 7.0, 0.0, 0.0]);
+        assert_near(&shares(sampling(1.0, 0, 0.75), &logits, 4), &[4.0 / 9.0, 3.0 / 9.0, 2.0 / 9.0, 0.0]);
+        assert_near(&shares(sampling(1.0, 0, 0.0), &logits, 4), &[1.0, 0.0, 0.0, 0.0]);
+        assert_near(&shares(sampling(1.0, 3, 0.5), &logits, 4), &[4.0 / 7.0, 3.0 / 7.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn partial_sorting_does_not_change_top_p() {
+        let mut random = Random::new(3);
+        let logits: Vec<f32> = (0..5000).map(|_| (random.next_fraction() * 6.0) as f32).collect();
+        let mut sampler = Sampler::new(sampling(1.0, 0, 0.8), logits.len(), logits.len());
+        sampler.sample(&logits).unwrap();
+        let mut order: Vec<usize> = (0..logits.len()).collect();
+        order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+        let total: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
+        let mut reached = 0.0;
+        let kept = order.iter().take_while(|&&id| {
+            let before = reached;
+            reached += f64::from(logits[id]).exp() / total;
+            before < 0.8
+        });
+        assert_eq!(
+            sampler.candidates.iter().map(|kept| kept.id as usize).collect::<Vec<_>>(),
+            kept.copied().collect::<Vec<_>>()
+        );
+    }
+
+    #[test]
+    fn a_seed_gives_the_same_tokens_without_growing_a_buffer() {
+        let logits: Vec<f32> = (0..1000).map(|id| (id * 37 % 101) as f32 / 10.0).collect();
+        let options = SamplingOptions { seed: 5, repetition_penalty: 1.1, ..sampling(0.9, 40, 0.95) };
+        let run = || {
+            let mut sampler = Sampler::new(options, 1000, 1000);
+            let capacities = |sampler: &Sampler| {
+                (sampler.seen.capacity(), sampler.scores.capacity(), sampler.candidates.capacity())
+            };
+            let before = capacities(&sampler);
+            let ids: Vec<u32> = (0..200).filter_map(|_| sampler.sample(&logits)).collect();
+            assert_eq!(capacities(&sampler), before);
+            ids
+        };
+        assert_eq!(run(), run());
+        assert_eq!(run().len(), 200);
+    }
+}

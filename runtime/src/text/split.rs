@@ -178,3 +178,40 @@ fn contraction(text: &str, equals: impl Fn(char, char) -> bool) -> Option<usize>
 fn equals_folded(found: char, letter: char) -> bool {
     found.eq_ignore_ascii_case(&letter) || (letter == 's' && found == 'ſ')
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::example_tables::example_tables;
+
+    fn pieces(rule: SplitRule, text: &str) -> Vec<String> {
+        let tables = example_tables(rule);
+        let splitter = Splitter::new(TokenizerView::new(&tables).unwrap());
+        let mut pieces = Vec::new();
+        splitter.for_each_piece(text, |piece| pieces.push(piece.to_owned()));
+        pieces
+    }
+
+    #[test]
+    fn qwen2_takes_digits_singly_and_newlines_with_what_stands_before() {
+        assert_eq!(
+            pieces(SplitRule::Qwen2, "I'LL be 42!\n\n  ok\t(x)\r\n y  "),
+            ["I", "'LL", " be", " ", "4", "2", "!\n\n", " ", " ok", "\t", "(x", ")\r\n", " y", "  "]
+        );
+        assert_eq!(pieces(SplitRule::Qwen2, "  \n \n  x"), ["  \n \n", " ", " x"]);
+        assert_eq!(pieces(SplitRule::LlamaBpe, "1234 567"), ["123", "4", " ", "567"]);
+    }
+
+    #[test]
+    fn gpt2_joins_a_space_to_letters_digits_or_signs() {
+        assert_eq!(
+            pieces(SplitRule::Gpt2, "I'll I'LL  be 42 !?\n x"),
+            ["I", "'ll", " I", "'", "LL", " ", " be", " 42", " !?", "\n", " x"]
+        );
+    }
+
+    #[test]
+    fn smollm_cuts_digits_out_before_spaces_can_join_them() {
+        assert_eq!(pieces(SplitRule::SmolLm, "a  12 b"), ["a", "  ", "1", "2", " b"]);
+    }
+}

@@ -59,3 +59,55 @@ impl StopMatcher {
         self.stops.iter().map(longest).max().unwrap_or(0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// What a matcher lets through of text that comes in these parts.
+    fn answer(stops: &[&str], parts: &[&str]) -> (String, bool) {
+        let mut matcher = StopMatcher::new(stops.iter().map(|&stop| stop.to_owned()));
+        let (mut answer, mut is_stopped) = (String::new(), false);
+        for part in parts {
+            let progress = matcher.push(part);
+            answer.push_str(progress.text);
+            is_stopped = progress.is_stopped;
+        }
+        answer.push_str(matcher.finish());
+        (answer, is_stopped)
+    }
+
+    #[test]
+    fn holds_back_the_beginning_of_a_stop_text() {
+        let mut matcher = StopMatcher::new(["END".to_owned()]);
+        assert_eq!(matcher.push("the E"), StopProgress { text: "the ", is_stopped: false });
+        assert_eq!(matcher.push("N"), StopProgress { text: "", is_stopped: false });
+        assert_eq!(matcher.push("T"), StopProgress { text: "ENT", is_stopped: false });
+        assert_eq!(matcher.push("E"), StopProgress { text: "", is_stopped: false });
+        assert_eq!(matcher.push("ND of it"), StopProgress { text: "", is_stopped: true });
+        assert_eq!(matcher.push("more"), StopProgress { text: "", is_stopped: true });
+        assert_eq!(matcher.finish(), "");
+    }
+
+    #[test]
+    fn the_first_of_several_stops_counts() {
+        assert_eq!(answer(&["\n\n", "User:", ""], &["a\n", "b Us", "er: c\n\n"]), ("a\nb ".to_owned(), true));
+        assert_eq!(answer(&[], &["a", "b"]), ("ab".to_owned(), false));
+        assert_eq!(answer(&["aab"], &["aa", "a"]), ("aaa".to_owned(), false));
+    }
+
+    proptest! {
+        #[test]
+        fn parts_do_not_matter(parts in prop::collection::vec("[ab→]{0,4}", 0..12)) {
+            let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+            let text = parts.concat();
+            let stops = ["ab→", "→→"];
+            let expected = match stops.iter().filter_map(|stop| text.find(stop)).min() {
+                Some(at) => (text[..at].to_owned(), true),
+                None => (text, false),
+            };
+            prop_assert_eq!(answer(&stops, &parts), expected);
+        }
+    }
+}

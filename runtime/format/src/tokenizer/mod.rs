@@ -12,6 +12,8 @@
 //! ```
 
 mod tables;
+#[cfg(test)]
+mod tests;
 mod view;
 
 pub use tables::{AddedToken, CharacterClasses, MergeEntry, TokenEntry, TokenizerTables};
