@@ -129,3 +129,62 @@ pub(crate) fn decode_q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::encoding::Encoding;
+
+    /// Blocks decoded by the Python package `gguf`, from `tests/golden_blocks.py`.
+    #[derive(serde::Deserialize)]
+    struct Golden {
+        #[serde(rename = "type")]
+        name: String,
+        bytes: String,
+        /// The values' bits, little endian.
+        bits: String,
+    }
+
+    fn from_hex(text: &str) -> Vec<u8> {
+        text.as_bytes()
+            .chunks(2)
+            .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn every_type_decodes_as_the_reference_bit_for_bit() {
+        let golden: Vec<Golden> = serde_json::from_str(include_str!("../tests/golden_blocks.json")).unwrap();
+        let quantized = [
+            Encoding::Q4_0,
+            Encoding::Q4_1,
+            Encoding::Q5_0,
+            Encoding::Q5_1,
+            Encoding::Q8_0,
+            Encoding::Q4K,
+            Encoding::Q5K,
+            Encoding::Q6K,
+        ];
+        for encoding in quantized {
+            let mut seen = 0;
+            for block in golden.iter().filter(|block| block.name == encoding.name()) {
+                let bytes = from_hex(&block.bytes);
+                assert_eq!(bytes.len() as u64, encoding.block_bytes());
+                let mut values = vec![0.0; encoding.block_elements() as usize];
+                encoding.decode(&bytes, &mut values);
+                let bits: Vec<u8> = values.iter().flat_map(|value: &f32| value.to_le_bytes()).collect();
+                assert_eq!(bits, from_hex(&block.bits), "{}: {values:?}", block.name);
+                seen += 1;
+            }
+            assert_eq!(seen, 3, "{}", encoding.name());
+        }
+    }
+
+    #[test]
+    fn halves_widen_exactly() {
+        let mut values = [0.0; 3];
+        Encoding::F16.decode(&[0x00, 0x3c, 0x01, 0x00, 0x00, 0xc5], &mut values);
+        assert_eq!(values, [1.0, 2.0_f32.powi(-24), -5.0]);
+        Encoding::Bf16.decode(&[0x80, 0x3f, 0x01, 0x00, 0xa0, 0xc0], &mut values);
+        assert_eq!(values, [1.0, f32::from_bits(0x1_0000), -5.0]);
+    }
+}

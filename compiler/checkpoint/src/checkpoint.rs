@@ -6,7 +6,7 @@ use std::path::Path;
 use qwen2c_format::Diagnostic;
 use qwen2c_graph::{ModelConfig, SourceError, TensorSource};
 
-use crate::description::{ModelDescription, describe_folder, open_gguf};
+use crate::description::{ModelDescription, describe_folder, open_gguf, read_folder_config};
 use crate::expected::each_expected_tensor;
 use crate::gguf::{canonical_tensors, describe_gguf, insert_experts};
 use crate::safetensors::open_safetensors;
@@ -36,7 +36,7 @@ impl Checkpoint {
 
     fn open_folder(folder: &Path) -> Result<Self, Diagnostic> {
         // The configuration comes first: without it "no tensors" would be the wrong complaint.
-        describe_folder(folder, None)?;
+        read_folder_config(folder, None)?;
         let mut table = open_safetensors(folder)?;
         let head_stored = table.tensors.contains_key("lm_head.weight");
         let description = describe_folder(folder, Some(head_stored))?;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use qwen2c_format::{Diagnostic, GenerationDefaults};
 use qwen2c_graph::ModelConfig;
+use serde_json::{Map, Value};
 
 use crate::chat_template::{read_chat_template, read_template_tokens};
 use crate::config::{ConfigField, parse_config_json};
@@ -63,11 +64,11 @@ pub(crate) fn open_gguf(path: &Path) -> Result<GgufFile, Diagnostic> {
     GgufFile::open(path)
 }
 
-/// Describes a directory; `head_stored` says whether its tensors include `lm_head.weight`.
-pub(crate) fn describe_folder(
+/// Reads `config.json` of a directory; `head_stored` says whether its tensors include `lm_head.weight`.
+pub(crate) fn read_folder_config(
     folder: &Path,
     head_stored: Option<bool>,
-) -> Result<ModelDescription, Diagnostic> {
+) -> Result<(Map<String, Value>, ModelConfig, Vec<ConfigField>), Diagnostic> {
     let path = folder.join("config.json");
     let Some(object) = read_json_if_present(&path)? else {
         return Err(Diagnostic::new("the directory holds no `config.json`")
@@ -76,6 +77,15 @@ pub(crate) fn describe_folder(
             .help("a GGUF file is named itself, not its directory"));
     };
     let (config, fields) = parse_config_json(&object, head_stored, &path.display().to_string())?;
+    Ok((object, config, fields))
+}
+
+/// Describes a directory; `head_stored` as in [`read_folder_config`].
+pub(crate) fn describe_folder(
+    folder: &Path,
+    head_stored: Option<bool>,
+) -> Result<ModelDescription, Diagnostic> {
+    let (object, config, fields) = read_folder_config(folder, head_stored)?;
     let tokenizer_config = read_json_if_present(&folder.join("tokenizer_config.json"))?;
     let generation_config = read_json_if_present(&folder.join("generation_config.json"))?;
     let adds_bos = tokenizer_config

@@ -123,6 +123,6 @@ mod tests {
     fn values_are_the_same_on_every_machine() {
         let bits: Vec<u32> =
             read(0, "model.embed_tokens.weight", 4, 5, 1).iter().map(|v| v.to_bits()).collect();
-        assert_eq!(bits, [0, 0, 0, 0]);
+        assert_eq!(bits, [3_149_417_035, 3_168_190_638, 3_172_032_535, 1_012_408_907]);
     }
 }

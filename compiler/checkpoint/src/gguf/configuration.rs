@@ -15,6 +15,7 @@ pub(crate) fn describe_gguf(gguf: &GgufFile) -> Result<ModelDescription, Diagnos
     let place = gguf.file.place();
     let scalars = scalar_metadata(gguf);
     let mut reader = FieldReader::new(&scalars, &place);
+    refuse_split_file(&reader)?;
     let architecture = read_architecture(&reader)?;
     reader.record("family", "`general.architecture`");
     let mut config = read_config(gguf, &mut reader, &architecture)?;
@@ -40,6 +41,18 @@ pub(crate) fn describe_gguf(gguf: &GgufFile) -> Result<ModelDescription, Diagnos
         tokenizer: vocabulary.map_or(TokenizerSource::Absent, |known| TokenizerSource::Gguf(known.tokenizer)),
         config,
     })
+}
+
+/// Refuses one file of several: the others' tensors would be missing.
+fn refuse_split_file(reader: &FieldReader<'_>) -> Result<(), Diagnostic> {
+    match reader.count("split.count")? {
+        Some(files) if files > 1 => Err(Diagnostic::new("the model is split over several GGUF files")
+            .at(reader.place())
+            .found(format!("{files} files"))
+            .needed("one file")
+            .help("join them with llama.cpp: `llama-gguf-split --merge FIRST.gguf JOINED.gguf`")),
+        _ => Ok(()),
+    }
 }
 
 /// The metadata without its arrays, in the form that [`FieldReader`] reads.
@@ -123,7 +136,7 @@ fn read_config(
         kv_heads,
         head_dim,
         intermediate: reader.required_count("intermediate", &key("feed_forward_length"))?,
-        vocabulary: read_vocabulary_size(gguf, reader)?,
+        vocabulary: read_vocabulary_size(gguf, reader, architecture)?,
         qkv_bias: gguf.tensors.contains_key("blk.0.attn_q.bias"),
         tied_embedding: !gguf.tensors.contains_key("output.weight"),
         epsilon,
@@ -210,12 +223,35 @@ fn read_context(
     Ok((Rope { theta, scaling }, (original as f64 * factor) as u64))
 }
 
-fn read_vocabulary_size(gguf: &GgufFile, reader: &mut FieldReader<'_>) -> Result<u64, Diagnostic> {
+/// Rows of the embedding, which may be more than there are tokens.
+fn read_vocabulary_size(
+    gguf: &GgufFile,
+    reader: &mut FieldReader<'_>,
+    architecture: &Architecture,
+) -> Result<u64, Diagnostic> {
     let embedding = gguf.tensors.get("token_embd.weight").ok_or_else(|| {
         Diagnostic::new("tensor `token_embd.weight` is missing from the checkpoint").at(reader.place())
     })?;
+    let rows = embedding.rows();
     reader.record("vocabulary", "derived: rows of `token_embd.weight`");
-    Ok(embedding.rows())
+    let differs = |needed: String| {
+        Err(Diagnostic::new("the embedding has another number of rows than the vocabulary has tokens")
+            .at(reader.place())
+            .found(format!("{rows} rows of `token_embd.weight`"))
+            .needed(needed))
+    };
+    let key = architecture.key("vocab_size");
+    if let Some(size) = reader.count(&key)?
+        && size != rows
+    {
+        return differs(format!("`{key}` {size}"));
+    }
+    match gguf.metadata.get("tokenizer.ggml.tokens") {
+        Some(MetadataValue::Texts(tokens)) if tokens.len() as u64 > rows => {
+            differs(format!("{} or more, for `tokenizer.ggml.tokens`", tokens.len()))
+        }
+        _ => Ok(rows),
+    }
 }
 
 /// The experts. llama.cpp keeps neither `norm_topk_prob` nor the rule for sparse layers: no released
