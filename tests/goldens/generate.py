@@ -183,11 +183,11 @@ def choose_prompt(model, name: str, length: int, vocabulary: int) -> list[int]:
     return prompt
 
 
-def greedy(model, prompt: list[int], count: int) -> tuple[list[int], list[float]]:
-    """Greedy ids, and how far the best logit lies above the second at each step."""
+def greedy(model, prompt: list[int], count: int, known: int) -> tuple[list[int], list[float]]:
+    """Greedy ids among the first `known`, and how far the best logit lies above the second at each step."""
     ids, gaps = list(prompt), []
     for _ in range(count):
-        logits = model(torch.tensor([ids])).logits[0, -1]
+        logits = model(torch.tensor([ids])).logits[0, -1, :known]
         best = torch.topk(logits, 2)
         ids.append(int(best.indices[0]))
         gaps.append(float(best.values[0] - best.values[1]))
@@ -201,8 +201,11 @@ def kept_positions(length: int) -> list[int]:
 
 
 @torch.no_grad()
-def write_expected(name: str, model, directory: Path) -> None:
-    """Runs the reference and writes `expected.json` and `expected.safetensors`."""
+def write_expected(name: str, model, directory: Path, known: int | None = None) -> None:
+    """Runs the reference and writes `expected.json` and `expected.safetensors`.
+
+    Programs never choose an id beyond the tokenizer: of the vocabulary the first `known` may be chosen.
+    """
     vocabulary = model.config.vocab_size
     # For orientation only: how far the reference itself is off in bf16 (rotary frequencies kept in f32).
     half = copy.deepcopy(model).to(torch.bfloat16)
@@ -216,7 +219,7 @@ def write_expected(name: str, model, directory: Path) -> None:
         tensors[f"positions_{length}"] = torch.tensor(positions, dtype=torch.int32)
         prompts[str(length)] = {"tokens": prompt}
         if length in (5, 33, 300):
-            ids, gaps = greedy(model, prompt, GREEDY_TOKENS)
+            ids, gaps = greedy(model, prompt, GREEDY_TOKENS, known or vocabulary)
             prompts[str(length)] |= {"greedy": ids, "gaps": [round(gap, 6) for gap in gaps]}
         reduced = half.forward(torch.tensor([prompt])).logits[0].float()
         error = float((reduced - logits).norm() / logits.norm())
@@ -244,7 +247,8 @@ def main(names: list[str]) -> None:
         if not names or variant.name in names:
             directory = fresh(variant.name)
             write_checkpoint(variant, directory)
-            write_expected(variant.name, load(directory), directory)
+            known = variant.tokenizer_merges and tiny_tokenizer.size(variant.tokenizer_merges)
+            write_expected(variant.name, load(directory), directory, known)
     for variant in gguf_variants.VARIANTS:
         if not names or variant.name in names:
             directory = fresh(variant.name)

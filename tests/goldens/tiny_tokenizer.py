@@ -64,6 +64,11 @@ def learn_merges(symbols: list[str], count: int) -> list[tuple[str, str]]:
     return merges
 
 
+def size(merge_count: int) -> int:
+    """Number of ids."""
+    return 256 + merge_count + len(SPECIALS)
+
+
 def write(directory: Path, merge_count: int) -> None:
     """Writes `tokenizer.json` and `tokenizer_config.json`."""
     symbols = byte_symbols()
