@@ -64,11 +64,18 @@ pub(crate) fn open_gguf(path: &Path) -> Result<GgufFile, Diagnostic> {
     GgufFile::open(path)
 }
 
+/// `config.json` of a directory.
+pub(crate) struct FolderConfig {
+    object: Map<String, Value>,
+    config: ModelConfig,
+    fields: Vec<ConfigField>,
+}
+
 /// Reads `config.json` of a directory; `head_stored` says whether its tensors include `lm_head.weight`.
 pub(crate) fn read_folder_config(
     folder: &Path,
     head_stored: Option<bool>,
-) -> Result<(Map<String, Value>, ModelConfig, Vec<ConfigField>), Diagnostic> {
+) -> Result<FolderConfig, Diagnostic> {
     let path = folder.join("config.json");
     let Some(object) = read_json_if_present(&path)? else {
         return Err(Diagnostic::new("the directory holds no `config.json`")
@@ -77,7 +84,7 @@ pub(crate) fn read_folder_config(
             .help("a GGUF file is named itself, not its directory"));
     };
     let (config, fields) = parse_config_json(&object, head_stored, &path.display().to_string())?;
-    Ok((object, config, fields))
+    Ok(FolderConfig { object, config, fields })
 }
 
 /// Describes a directory; `head_stored` as in [`read_folder_config`].
@@ -85,7 +92,7 @@ pub(crate) fn describe_folder(
     folder: &Path,
     head_stored: Option<bool>,
 ) -> Result<ModelDescription, Diagnostic> {
-    let (object, config, fields) = read_folder_config(folder, head_stored)?;
+    let FolderConfig { object, config, fields } = read_folder_config(folder, head_stored)?;
     let tokenizer_config = read_json_if_present(&folder.join("tokenizer_config.json"))?;
     let generation_config = read_json_if_present(&folder.join("generation_config.json"))?;
     let adds_bos = tokenizer_config

@@ -2,14 +2,14 @@
 
 use qwen2c_graph::ModelConfig;
 
+/// Called with a tensor's canonical name and shape.
+pub(crate) type Visit<'a, E> = dyn FnMut(&str, &[u64]) -> Result<(), E> + 'a;
+
 /// Calls `visit` with the canonical name and the shape of every tensor of the model, in the order of the
 /// forward pass, and stops at the first error.
 ///
 /// The names are not collected: a mixture of experts has tens of thousands.
-pub(crate) fn each_expected_tensor<E>(
-    config: &ModelConfig,
-    visit: &mut dyn FnMut(&str, &[u64]) -> Result<(), E>,
-) -> Result<(), E> {
+pub(crate) fn each_expected_tensor<E>(config: &ModelConfig, visit: &mut Visit<'_, E>) -> Result<(), E> {
     visit("model.embed_tokens.weight", &[config.vocabulary, config.hidden])?;
     for layer in 0..config.layers {
         let prefix = format!("model.layers.{layer}");
@@ -29,11 +29,7 @@ pub(crate) fn each_expected_tensor<E>(
 }
 
 /// Projections of a block's attention.
-fn each_attention_tensor<E>(
-    config: &ModelConfig,
-    prefix: &str,
-    visit: &mut dyn FnMut(&str, &[u64]) -> Result<(), E>,
-) -> Result<(), E> {
+fn each_attention_tensor<E>(config: &ModelConfig, prefix: &str, visit: &mut Visit<'_, E>) -> Result<(), E> {
     let query = config.heads * config.head_dim;
     let key_value = config.kv_heads * config.head_dim;
     for (projection, rows) in [("q_proj", query), ("k_proj", key_value), ("v_proj", key_value)] {
@@ -50,7 +46,7 @@ fn each_mlp_tensor<E>(
     prefix: &str,
     hidden: u64,
     intermediate: u64,
-    visit: &mut dyn FnMut(&str, &[u64]) -> Result<(), E>,
+    visit: &mut Visit<'_, E>,
 ) -> Result<(), E> {
     visit(&format!("{prefix}.gate_proj.weight"), &[intermediate, hidden])?;
     visit(&format!("{prefix}.up_proj.weight"), &[intermediate, hidden])?;
@@ -58,11 +54,7 @@ fn each_mlp_tensor<E>(
 }
 
 /// Router, routed experts and shared expert.
-fn each_expert_tensor<E>(
-    config: &ModelConfig,
-    prefix: &str,
-    visit: &mut dyn FnMut(&str, &[u64]) -> Result<(), E>,
-) -> Result<(), E> {
+fn each_expert_tensor<E>(config: &ModelConfig, prefix: &str, visit: &mut Visit<'_, E>) -> Result<(), E> {
     let Some(experts) = &config.experts else {
         return Ok(());
     };

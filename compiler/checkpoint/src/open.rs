@@ -26,7 +26,7 @@ pub struct ModelRequest<'a> {
 #[derive(Clone, Debug)]
 pub enum ResolvedModel {
     /// A row of the table of sizes.
-    Known(KnownModel),
+    Known(Box<KnownModel>),
     /// A directory with `config.json`, or a GGUF file.
     Path(PathBuf),
 }
@@ -46,7 +46,7 @@ pub struct OpenedModel {
 /// When it is neither a known name nor an existing path; with suggestions where a name is near.
 pub fn resolve_model(text: &str) -> Result<ResolvedModel, Diagnostic> {
     match find_model(text) {
-        Ok(Some(model)) => Ok(ResolvedModel::Known(model)),
+        Ok(Some(model)) => Ok(ResolvedModel::Known(Box::new(model))),
         Ok(None) => Ok(ResolvedModel::Path(PathBuf::from(text))),
         Err(diagnostic) => Err(diagnostic),
     }
