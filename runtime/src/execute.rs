@@ -176,3 +176,112 @@ impl Executor {
         self.machinery.arena.write_integers(offset, values).expect("the plan's offsets were checked at load");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use qwen2c_format::{KernelInfo, Operand, Region, RowAxis, Step, StepCost, StepList};
+
+    use super::*;
+
+    const CELLS: usize = 8;
+
+    unsafe extern "C" fn one_tile_a_cell(_operands: *const *mut u8, _rows: i64) -> i64 {
+        CELLS as i64
+    }
+
+    unsafe extern "C" fn no_tiles(_operands: *const *mut u8, _rows: i64) -> i64 {
+        0
+    }
+
+    /// Each cell of the second operand becomes a mixture of all cells of the first: a cell read before it
+    /// was written changes everything after it.
+    unsafe extern "C" fn mix(operands: *const *mut u8, _rows: i64, tile: i64) {
+        // SAFETY: both operands have `CELLS` numbers, and only this tile writes to its cell.
+        unsafe {
+            let from = std::slice::from_raw_parts((*operands).cast::<u32>(), CELLS);
+            let mixed = from.iter().fold(tile as u32, |sum, &cell| sum.wrapping_mul(31).wrapping_add(cell));
+            (*operands.add(1)).cast::<u32>().add(tile as usize).write(mixed);
+        }
+    }
+
+    /// A list whose steps write to and fro between two rows of cells.
+    fn executor(placement: &Placement, steps: usize) -> Executor {
+        let row =
+            |index: usize| Operand { region: Region::Arena, offset: 64 * (index as u64 % 2), bytes: 32 };
+        let step = |index: usize| Step {
+            // Every fifth step has no tiles.
+            kernel: u32::from(index % 5 == 4),
+            layer: None,
+            row_axis: RowAxis::Rows,
+            operands: vec![row(index), row(index + 1)],
+            cost: StepCost::default(),
+        };
+        let lists = StepLists {
+            kernels: vec![KernelInfo { name: "mix".to_owned() }, KernelInfo { name: "none".to_owned() }],
+            lists: vec![StepList {
+                name: "decode".to_owned(),
+                max_rows: 1,
+                max_logit_rows: 1,
+                body: (0..steps).map(step).collect(),
+                head: Vec::new(),
+            }],
+        };
+        let kernels =
+            [KernelEntry { tiles: one_tile_a_cell, body: mix }, KernelEntry { tiles: no_tiles, body: mix }];
+        let weights = Arc::new(Mapping::zeroed(0).expect("a page can be mapped"));
+        Executor::start(&lists, &kernels, weights, 128, placement).expect("threads can be started")
+    }
+
+    fn cells_after(placement: &Placement, jobs: usize, pause: Duration) -> Vec<u32> {
+        let mut executor = executor(placement, 100);
+        executor.write_integers(0, 1..CELLS as u32 + 1);
+        for _ in 0..jobs {
+            executor.run(&Job { list: 0, steps: 0..100, rows: 1, logit_rows: 1 }, &mut ());
+            std::thread::sleep(pause);
+        }
+        executor.floats(0, 2 * CELLS).iter().map(|value| value.to_bits()).collect()
+    }
+
+    #[test]
+    fn any_number_of_workers_computes_the_same() {
+        let expected = cells_after(&Placement::unpinned(1), 50, Duration::ZERO);
+        assert!(expected[0] != 1 && expected[1] != 2);
+        for threads in [2, 3, 8] {
+            let found = cells_after(&Placement::unpinned(threads), 50, Duration::ZERO);
+            assert_eq!(found, expected, "{threads} threads");
+        }
+        assert_eq!(cells_after(&Placement::choose(Some(2)), 50, Duration::ZERO), expected);
+    }
+
+    #[test]
+    fn workers_that_fell_asleep_wake_up() {
+        // Long enough for every worker to give up spinning and yielding.
+        let pause = Duration::from_millis(60);
+        let expected = cells_after(&Placement::unpinned(1), 5, Duration::ZERO);
+        assert_eq!(cells_after(&Placement::unpinned(3), 5, pause), expected);
+    }
+
+    #[test]
+    fn an_observer_sees_every_step_once_and_in_order() {
+        struct Seen(Vec<usize>);
+        impl Observer for Seen {
+            fn after_step(&mut self, _list: usize, step: usize) {
+                self.0.push(step);
+            }
+        }
+        let mut seen = Seen(Vec::new());
+        let mut executor = executor(&Placement::unpinned(2), 100);
+        executor.run(&Job { list: 0, steps: 3..9, rows: 1, logit_rows: 1 }, &mut seen);
+        executor.run(&Job { list: 0, steps: 5..5, rows: 1, logit_rows: 1 }, &mut seen);
+        assert_eq!(seen.0, [3, 4, 5, 6, 7, 8]);
+    }
+
+    #[test]
+    #[should_panic(expected = "exceeds its list")]
+    fn more_rows_than_planned_are_a_bug() {
+        let mut executor = executor(&Placement::unpinned(1), 1);
+        executor.run(&Job { list: 0, steps: 0..1, rows: 2, logit_rows: 1 }, &mut ());
+    }
+}

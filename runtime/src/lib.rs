@@ -12,6 +12,9 @@
 //! commands   what a person can ask of the program
 //! ```
 
+#[cfg(test)]
+extern crate self as qwen2c_runtime;
+
 mod allocation;
 mod arguments;
 mod commands;
@@ -29,6 +32,8 @@ mod program;
 mod safetensors;
 mod session;
 mod speech;
+#[cfg(test)]
+mod testing;
 pub mod text;
 mod workers;
 
@@ -39,7 +44,9 @@ use std::path::Path;
 use console::{Console, Failure};
 use qwen2c_format::Locator;
 
+pub use allocation::allocations;
 pub use kernel::{BodyFunction, KernelEntry, TilesFunction};
+pub use processor::Placement;
 pub use program::Program;
 pub use session::{Session, SessionError};
 

@@ -11,7 +11,7 @@ pub(crate) const MOST_THREADS: usize = 1024;
 
 /// How many workers there are and where they run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Placement {
+pub struct Placement {
     /// Workers, the main thread included.
     pub(crate) threads: usize,
     /// Logical processor of each worker; empty where the system places them.
@@ -29,7 +29,7 @@ impl Placement {
 
     /// Chooses cores: as many as were asked for, or one worker for each physical core that the
     /// affinity mask allows, as far as the control group's quota goes.
-    pub(crate) fn choose(asked: Option<usize>) -> Self {
+    pub fn choose(asked: Option<usize>) -> Self {
         Self::from_machine(asked, &allowed_processors(), machine::processor_quota())
     }
 

@@ -83,7 +83,7 @@ impl Program {
     ///
     /// A missing processor feature, too little memory, a refusal of the system: each with what was
     /// found and what is needed.
-    pub(crate) fn start(&self, placement: &Placement) -> Result<Session, Diagnostic> {
+    pub fn start(&self, placement: &Placement) -> Result<Session, Diagnostic> {
         let lists = &self.file.lists.lists;
         let prefill = lists.iter().position(|list| list.name == "prefill").unwrap_or(0);
         self.start_lists(placement, 0, prefill)

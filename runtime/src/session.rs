@@ -278,3 +278,91 @@ impl Session {
         self.executor.floats(self.inputs.logits, rows * self.vocabulary)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Program;
+    use crate::memory::Mapping;
+    use crate::processor::Placement;
+    use crate::testing::{CONTEXT, KERNELS, VOCABULARY, expected_logits, program_file};
+
+    fn session(threads: usize) -> Session {
+        let weights = Mapping::zeroed(crate::testing::WEIGHT_BYTES as u64).expect("a page can be mapped");
+        weights.write_integers(0, [5.0_f32.to_bits(), 1e-5_f32.to_bits()].into_iter());
+        let program = Program::from_parts(program_file(), &KERNELS, weights).expect("the parts fit");
+        program.start(&Placement::unpinned(threads)).expect("it can be started")
+    }
+
+    fn prompt(tokens: usize) -> Vec<u32> {
+        (0..tokens as u32).map(|index| (index * 37 + 11) % VOCABULARY as u32).collect()
+    }
+
+    #[test]
+    fn logits_are_those_of_the_whole_prompt_in_any_chunks() {
+        for tokens in [1, 2, 5, 8, 9, 16, 33, CONTEXT] {
+            let prompt = prompt(tokens);
+            for (rows, threads) in [(1, 1), (2, 2), (3, 1), (8, 3), (100, 2)] {
+                let mut session = session(threads);
+                session.limit_prompt_rows(rows);
+                let logits = session.prefill(&prompt).expect("it fits");
+                assert_eq!(logits, expected_logits(&prompt), "{tokens} tokens, {rows} rows");
+                assert_eq!(session.position(), tokens);
+            }
+        }
+    }
+
+    #[test]
+    fn every_row_has_its_logits() {
+        // 20 rows: two chunks of 8 and one of 4, each through the head in groups of 3.
+        let prompt = prompt(20);
+        let mut session = session(2);
+        let mut seen = 0;
+        let each = |row: usize, logits: &[f32]| {
+            assert_eq!(row, seen);
+            assert_eq!(logits, expected_logits(&prompt[..=row]), "row {row}");
+            seen += 1;
+            Ok::<(), SessionError>(())
+        };
+        session.prefill_each(&prompt, each).expect("it fits");
+        assert_eq!(seen, 20);
+    }
+
+    #[test]
+    fn decoding_goes_on_where_the_prompt_ended() {
+        let mut session = session(3);
+        let mut tokens = prompt(9);
+        session.prefill(&tokens).expect("it fits");
+        for token in [4, 0, 259] {
+            tokens.push(token);
+            assert_eq!(session.decode(token).expect("it fits"), expected_logits(&tokens));
+        }
+    }
+
+    #[test]
+    fn rewinding_forgets_what_came_after() {
+        let mut session = session(1);
+        session.prefill(&[1, 2, 3, 4]).expect("it fits");
+        session.rewind(2);
+        assert_eq!(session.prefill(&[9, 9]).expect("it fits"), expected_logits(&[1, 2, 9, 9]));
+        session.rewind(100);
+        assert_eq!(session.position(), 4);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_and_changes_nothing() {
+        let mut session = session(1);
+        session.prefill(&prompt(CONTEXT - 1)).expect("it fits");
+        let full = SessionError::ContextFull { needed: CONTEXT as u64 + 1, context: CONTEXT as u64 };
+        assert_eq!(session.prefill(&[1, 2]).err(), Some(full.clone()));
+        assert_eq!(session.position(), CONTEXT - 1);
+        session.decode(1).expect("one position is left");
+        assert_eq!(session.decode(1).err(), Some(full));
+        session.rewind(0);
+        let vocabulary = VOCABULARY as u64;
+        let outside = SessionError::OutsideVocabulary { token: u32::MAX, vocabulary };
+        assert_eq!(session.prefill(&[0, u32::MAX]).err(), Some(outside));
+        assert_eq!(session.prefill(&[]).err(), Some(SessionError::Empty));
+        assert!(session.prefill_each(&[], |_, _| Ok::<(), SessionError>(())).is_err());
+    }
+}

@@ -11,8 +11,9 @@ use crate::arguments::Arguments;
 use crate::console::{Console, Failure};
 use crate::program::bytes_text;
 
-/// The licences of what is linked into every program.
-const LICENSES: &str = include_str!("../licenses.txt");
+/// The libraries that are linked into every program, their licences, and the text of the one that most
+/// have.
+const LICENSES: &str = concat!(include_str!("../licenses.txt"), include_str!("../../../LICENSE"));
 
 /// What `--json` prints.
 #[derive(Serialize)]

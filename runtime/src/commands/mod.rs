@@ -8,6 +8,8 @@ mod perplexity;
 mod profile;
 mod run;
 mod self_test;
+#[cfg(test)]
+mod tests;
 
 use qwen2c_format::Diagnostic;
 use serde::Serialize;

@@ -6,6 +6,7 @@ use qwen2c_format::Diagnostic;
 use serde::Serialize;
 
 use super::{OpenProgram, print_json, start_session};
+use crate::SessionError;
 use crate::arguments::Arguments;
 use crate::console::{Console, Failure, OrUsage, utf8};
 use crate::generate::not_numbers;
@@ -52,7 +53,11 @@ pub(super) fn perplexity(
             .into());
     }
     let mut session = start_session(&program, arguments, console)?;
-    let window = asked.unwrap_or(DEFAULT_WINDOW.min(session.context()));
+    let context = session.context();
+    let window = asked.unwrap_or(DEFAULT_WINDOW.min(context));
+    if window > context {
+        return Err(SessionError::ContextFull { needed: window as u64, context: context as u64 }.into());
+    }
     let (mut scored, mut nll) = (0, 0.0);
     for tokens in tokens.chunks(window).filter(|tokens| tokens.len() >= 2) {
         session.rewind(0);
