@@ -22,8 +22,8 @@ mod locator;
 mod manifest;
 mod program;
 mod steps;
-pub mod tokenizer;
 mod table_codec;
+pub mod tokenizer;
 
 pub use check::{OPERAND_ALIGNMENT, check_program};
 pub use codec::DecodeError;

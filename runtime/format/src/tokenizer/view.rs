@@ -106,11 +106,13 @@ impl<'a> TokenizerView<'a> {
             }
         }
         let merge_bytes = self.section(Section::Merges).len();
-        if merge_bytes % MERGE_SLOT_BYTES != 0 || !(merge_bytes / MERGE_SLOT_BYTES).is_power_of_two() {
+        if !merge_bytes.is_multiple_of(MERGE_SLOT_BYTES)
+            || !(merge_bytes / MERGE_SLOT_BYTES).is_power_of_two()
+        {
             return Err(damaged(format!("a merge table of {merge_bytes} bytes"), "a power of two of 16"));
         }
         let word_bytes = self.section(Section::Words).len();
-        if self.ignores_merges() && !(word_bytes % 4 == 0 && (word_bytes / 4).is_power_of_two()) {
+        if self.ignores_merges() && !(word_bytes.is_multiple_of(4) && (word_bytes / 4).is_power_of_two()) {
             return Err(damaged(format!("a word table of {word_bytes} bytes"), "a power of two of 4"));
         }
         Ok(())
