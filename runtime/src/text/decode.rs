@@ -86,7 +86,7 @@ mod tests {
 
     fn texts(bytes: &[u8]) -> Vec<String> {
         let tables = example_tables(SplitRule::Gpt2);
-        let mut decoder = StreamDecoder::new(TokenizerView::new(&tables).unwrap(), SpecialText::Hidden);
+        let mut decoder = StreamDecoder::new(TokenizerView::new(tables).unwrap(), SpecialText::Hidden);
         let mut texts: Vec<String> = bytes.iter().map(|&byte| decoder.push(byte.into()).to_owned()).collect();
         texts.push(decoder.finish().to_owned());
         texts
@@ -102,7 +102,7 @@ mod tests {
     #[test]
     fn special_tokens_show_only_on_request() {
         let tables = example_tables(SplitRule::Gpt2);
-        let view = TokenizerView::new(&tables).unwrap();
+        let view = TokenizerView::new(tables).unwrap();
         assert_eq!(StreamDecoder::new(view, SpecialText::Hidden).push(END), "");
         assert_eq!(StreamDecoder::new(view, SpecialText::Shown).push(END), "<|im_end|>");
         assert_eq!(StreamDecoder::new(view, SpecialText::Shown).push(u32::MAX), "");

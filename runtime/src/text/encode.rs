@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn merges_by_rank_and_recognises_special_tokens_only_where_allowed() {
         let tables = example_tables(SplitRule::Qwen2);
-        let encoder = Encoder::new(TokenizerView::new(&tables).unwrap());
+        let encoder = Encoder::new(TokenizerView::new(tables).unwrap());
         assert_eq!(encoder.encode(" the the", false), [258, 258]);
         assert_eq!(encoder.encode("<|im_start|>the<|im_end|>", true), [START, 257, END]);
         let as_text: Vec<u32> = "<|im_start|>".bytes().map(u32::from).collect();
@@ -161,14 +161,14 @@ mod tests {
     #[test]
     fn composes_before_splitting() {
         let tables = example_tables(SplitRule::Qwen2);
-        let encoder = Encoder::new(TokenizerView::new(&tables).unwrap());
+        let encoder = Encoder::new(TokenizerView::new(tables).unwrap());
         assert_eq!(encoder.encode("e\u{301}", false), encoder.encode("é", false));
     }
 
     #[test]
     fn a_long_word_takes_no_quadratic_time() {
         let tables = example_tables(SplitRule::Qwen2);
-        let encoder = Encoder::new(TokenizerView::new(&tables).unwrap());
+        let encoder = Encoder::new(TokenizerView::new(tables).unwrap());
         assert_eq!(encoder.encode(&"the".repeat(100_000), false).len(), 100_000);
     }
 }

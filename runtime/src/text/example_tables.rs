@@ -4,6 +4,7 @@ use qwen2c_format::tokenizer::{
     AddedToken, CLASS_LETTER, CLASS_NUMBER, CLASS_SINGLE_DIGIT, CLASS_SPACE, CharacterClasses, MergeEntry,
     Normalization, SplitRule, TokenEntry, TokenizerTables,
 };
+use std::sync::OnceLock;
 
 /// Id of `<|im_start|>`.
 pub(super) const START: u32 = 260;
@@ -15,7 +16,14 @@ pub(super) const END: u32 = 261;
 pub(super) const TOOL: u32 = 262;
 
 /// One token per byte, `th`, `the`, ` the`, `\n\n` and three added tokens; ids 256 to 262.
-pub(super) fn example_tables(split_rule: SplitRule) -> Vec<u8> {
+pub(super) fn example_tables(split_rule: SplitRule) -> &'static [u8] {
+    static TABLES: OnceLock<[Vec<u8>; 4]> = OnceLock::new();
+    let tables = TABLES.get_or_init(|| SplitRule::ALL.map(build_tables));
+    let index = SplitRule::ALL.into_iter().position(|rule| rule == split_rule);
+    &tables[index.unwrap_or(0)]
+}
+
+fn build_tables(split_rule: SplitRule) -> Vec<u8> {
     let words =
         (0..=255_u8).map(|byte| vec![byte]).chain(["th", "the", " the", "\n\n"].map(|text| text.into()));
     let added = ["<|im_start|>", "<|im_end|>", "<tool>"].map(|text| text.as_bytes().to_vec());

@@ -186,7 +186,7 @@ mod tests {
 
     fn pieces(rule: SplitRule, text: &str) -> Vec<String> {
         let tables = example_tables(rule);
-        let splitter = Splitter::new(TokenizerView::new(&tables).unwrap());
+        let splitter = Splitter::new(TokenizerView::new(tables).unwrap());
         let mut pieces = Vec::new();
         splitter.for_each_piece(text, |piece| pieces.push(piece.to_owned()));
         pieces

@@ -158,7 +158,7 @@ mod tests {
     /// Ids of a template on one user message, and ids of the rendered text with special tokens allowed.
     fn encode(source: &str, content: &str) -> (Vec<u32>, Vec<u32>) {
         let tables = example_tables(SplitRule::Qwen2);
-        let encoder = Encoder::new(TokenizerView::new(&tables).unwrap());
+        let encoder = Encoder::new(TokenizerView::new(tables).unwrap());
         let template = ChatTemplate::new(source, &[]).unwrap();
         let messages = [Message::new("user", content)];
         let ids = template.encode(&encoder, &messages, true).unwrap();
@@ -177,10 +177,7 @@ mod tests {
             "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n\
              <|im_start|>user\n hi <|im_end|>\n<|im_start|>assistant\n"
         );
-        assert_eq!(
-            render(TRIMMED, &[Message::new("user", " hi\n")]).unwrap(),
-            "\n<s><|im_start|>hi<|im_end|>"
-        );
+        assert_eq!(render(TRIMMED, &[Message::new("user", " hi\n")]).unwrap(), "<s><|im_start|>hi<|im_end|>");
         let python = "{{ messages[0].content.split('|')[-1].strip() }} {{ [1, {'a': '<é>'}] | tojson }}";
         assert_eq!(render(python, &[Message::new("user", "a| b ")]).unwrap(), "b [1, {\"a\": \"<é>\"}]");
     }
@@ -190,7 +187,7 @@ mod tests {
         let refused = render("{{ raise_exception('roles must alternate') }}", &[]).unwrap_err();
         assert!(refused.to_string().contains("roles must alternate"), "{refused}");
         assert!(render("{{ strftime_now('%Y') }}", &[]).is_err());
-        assert_eq!(render("{{ strftime_now is defined }}", &[]).unwrap(), "false");
+        assert_eq!(render("{{ strftime_now is defined }}", &[]).unwrap(), "False");
         assert!(render("{% for x in %}", &[]).unwrap_err().title.contains("parsed"));
         let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}\
             {% endfor %}{% endfor %}";

@@ -24,7 +24,7 @@ const SAMPLES: [&str; 12] = [
 
 /// The crate `tokenizers` on the same data that the tables were built from.
 pub struct Judge {
-    tokenizer: Tokenizer,
+    pub(super) tokenizer: Tokenizer,
 }
 
 impl Judge {

@@ -63,8 +63,8 @@ pub(super) fn compare_on_random_text(judge: Judge, table_bytes: &[u8], cases: u3
         let mut decoded: String =
             encoder.encode(&text, false).into_iter().map(|id| decoder.push(id).to_owned()).collect();
         decoded.push_str(decoder.finish());
-        let composed = Encoder::new(encoder.view()).encode(&decoded, false);
-        prop_assert_eq!(composed, encoder.encode(&text, false));
+        let needed = judge.borrow().tokenizer.decode(&encoder.encode(&text, false), false);
+        prop_assert_eq!(decoded, needed.unwrap());
         Ok(())
     });
     outcome.unwrap();
