@@ -130,3 +130,67 @@ fn parse_seed(weights: &str) -> Result<Option<u64>, Diagnostic> {
             .needed("`random` or `random:SEED` with a seed from 0 to 18446744073709551615")
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request<'a>(model: &'a str, weights: Option<&'a str>) -> ModelRequest<'a> {
+        ModelRequest { model, weights, revision: None }
+    }
+
+    #[test]
+    fn random_weights_need_no_checkpoint() {
+        let opened = open_model(&request("57B-A14B", Some("random:7")), &mut |_| {}).unwrap();
+        assert_eq!(opened.description.config.name, "qwen2-57b-a14b");
+        assert!(opened.description.fields.iter().all(|field| field.origin == "table of sizes"));
+        let mut from_model = [0.0; 4];
+        let mut from_seed = [0.0; 4];
+        opened.tensors.read_rows("lm_head.weight", 4, 9, &mut from_model).unwrap();
+        RandomWeights::new(7).read_rows("lm_head.weight", 4, 9, &mut from_seed).unwrap();
+        assert_eq!(from_model, from_seed);
+    }
+
+    #[test]
+    fn a_folder_with_a_configuration_alone_serves_plans_and_random_weights() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = r#"{"model_type": "llama", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "vocab_size": 5, "rope_theta": 1e4, "max_position_embeddings": 16}"#;
+        std::fs::write(folder.path().join("config.json"), config).unwrap();
+        let model = folder.path().to_str().unwrap();
+        assert_eq!(describe_model(&request(model, None)).unwrap().config.hidden, 8);
+        assert!(open_model(&request(model, Some("random")), &mut |_| {}).is_ok());
+        let Err(error) = open_model(&request(model, None), &mut |_| {}) else {
+            panic!("there are no tensors");
+        };
+        assert!(error.to_string().starts_with("the directory holds no tensors"), "{error}");
+        let Err(error) = open_model(&request("0.5B", Some(model)), &mut |_| {}) else {
+            panic!("the folder holds another model");
+        };
+        assert!(error.to_string().starts_with("the directory holds no tensors"), "{error}");
+    }
+
+    #[test]
+    fn seeds_are_numbers() {
+        assert_eq!(parse_seed("random"), Ok(Some(0)));
+        assert_eq!(parse_seed("random:18446744073709551615"), Ok(Some(u64::MAX)));
+        assert_eq!(parse_seed("random-folder"), Ok(None));
+        let message = parse_seed("random:-1").unwrap_err().to_string();
+        assert_eq!(
+            message,
+            "the seed of the random weights is not a number\n  --> `--weights`\n  found: `random:-1`\n  needed: `random` or `random:SEED` with a seed from 0 to 18446744073709551615"
+        );
+    }
+
+    #[test]
+    fn a_name_with_another_model_s_weights_is_refused() {
+        let small = match resolve_model("0.5B").unwrap() {
+            ResolvedModel::Known(model) => model,
+            ResolvedModel::Path(path) => panic!("{}", path.display()),
+        };
+        assert_eq!(small.check_belongs(&small.describe().config), Ok(()));
+        let large = describe_model(&request("7B", Some("random"))).unwrap();
+        let message = small.check_belongs(&large.config).unwrap_err().to_string();
+        assert!(message.contains("found: qwen2, hidden size 3584, 28 layers, 28 heads"), "{message}");
+    }
+}

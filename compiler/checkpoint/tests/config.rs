@@ -74,26 +74,26 @@ fn a_release_is_read_with_the_origin_of_every_value() {
 fn both_spellings_mean_the_same() {
     let old = with(
         qwen2(),
-        json!({"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}}),
+        json!({"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16_384}}),
     );
     let new = with(
         qwen2(),
         json!({"rope_theta": null, "torch_dtype": null, "dtype": "bfloat16",
             "layer_types": vec!["full_attention"; 24],
             "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0,
-                "original_max_position_embeddings": 32_768}}),
+                "original_max_position_embeddings": 16_384}}),
     );
     let (old, _) = parse(&old).unwrap();
     let (new, fields) = parse(&new).unwrap();
     assert_eq!(old, new);
     assert_eq!(origin(&fields, "rope_theta"), "`rope_parameters.rope_theta`");
-    assert_eq!(new.max_context, 131_072);
+    assert_eq!(new.max_context, 65_536);
     let RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, attention_factor } =
         new.rope.scaling
     else {
         panic!("not YaRN: {:?}", new.rope);
     };
-    assert_eq!((factor, original_context, beta_fast, beta_slow), (4.0, 32_768, 32.0, 1.0));
+    assert_eq!((factor, original_context, beta_fast, beta_slow), (4.0, 16_384, 32.0, 1.0));
     assert!((attention_factor - 1.138_629_436).abs() < 1e-9, "{attention_factor}");
 }
 
