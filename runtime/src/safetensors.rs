@@ -15,7 +15,6 @@ pub(crate) struct TensorFile {
     path: PathBuf,
     partial_path: PathBuf,
     writer: BufWriter<File>,
-    rows_left: usize,
     columns: usize,
     is_complete: bool,
 }
@@ -34,17 +33,14 @@ impl TensorFile {
         let mut header = header.to_string().into_bytes();
         // The data begins at a multiple of 8.
         header.resize(header.len().next_multiple_of(8), b' ');
-        let mut partial_name = path.file_name().unwrap_or_default().to_owned();
-        partial_name.push(format!(".{}.partial", std::process::id()));
-        let partial_path = path.with_file_name(partial_name);
         let file_bytes = 8 + header.len() as u64 + data_bytes;
         let failed = |error: io::Error| cannot_write(path, file_bytes, &error);
+        let partial_path = partial_path(path);
         let file = File::create(&partial_path).map_err(failed)?;
         let mut tensor_file = Self {
             path: path.to_owned(),
             partial_path,
             writer: BufWriter::new(file),
-            rows_left: rows,
             columns,
             is_complete: false,
         };
@@ -63,8 +59,7 @@ impl TensorFile {
     ///
     /// What the system says.
     pub(crate) fn write_row(&mut self, row: &[f32]) -> Result<(), Diagnostic> {
-        debug_assert!(self.rows_left > 0 && row.len() == self.columns);
-        self.rows_left -= 1;
+        debug_assert_eq!(row.len(), self.columns);
         for value in row {
             self.writer
                 .write_all(&value.to_le_bytes())
@@ -79,8 +74,11 @@ impl TensorFile {
     ///
     /// What the system says.
     pub(crate) fn finish(mut self) -> Result<(), Diagnostic> {
-        debug_assert_eq!(self.rows_left, 0);
-        let renamed = self.writer.flush().and_then(|()| fs::rename(&self.partial_path, &self.path));
+        let rename = || match self.partial_path == self.path {
+            true => Ok(()),
+            false => fs::rename(&self.partial_path, &self.path),
+        };
+        let renamed = self.writer.flush().and_then(|()| rename());
         renamed.map_err(|error| cannot_write(&self.path, 0, &error))?;
         self.is_complete = true;
         Ok(())
@@ -89,11 +87,22 @@ impl TensorFile {
 
 impl Drop for TensorFile {
     fn drop(&mut self) {
-        if !self.is_complete {
+        if !self.is_complete && self.partial_path != self.path {
             // The error that led here is the one to report.
             let _ = fs::remove_file(&self.partial_path);
         }
     }
+}
+
+/// The name of a file that is not complete yet: beside its own, or the same for a device or a pipe, which
+/// must not be replaced.
+fn partial_path(path: &Path) -> PathBuf {
+    if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+        return path.to_owned();
+    }
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.partial", std::process::id()));
+    path.with_file_name(name)
 }
 
 /// Takes room on the disk, so that a full one is noticed before hours of work.
@@ -151,6 +160,9 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder can be made");
         drop(TensorFile::create(&folder.path().join("out"), "logits", 2, 3).expect("can be created"));
         assert_eq!(fs::read_dir(folder.path()).expect("can be listed").count(), 0);
+        let full = TensorFile::create(Path::new("/dev/full"), "logits", 1, 1).expect("can be opened");
+        assert!(full.finish().err().expect("is full").to_string().contains("cannot be written"));
+        assert!(!fs::metadata("/dev/full").expect("is there").is_file());
         let missing = TensorFile::create(&folder.path().join("no/out"), "logits", 1, 1);
         assert!(missing.err().expect("no such folder").to_string().contains("cannot be written"));
     }
