@@ -100,7 +100,7 @@ fn a_plan_is_told_without_a_checkpoint() {
         .json();
     assert!(json.is_object(), "{json}");
     // Half a billion parameters of two bytes: the plan counts them without reading one.
-    let bytes = json["weight_bytes"].as_u64().expect("weight_bytes");
+    let bytes = json["memory"]["weight_bytes"].as_u64().expect("weight_bytes");
     assert!((900_000_000..1_100_000_000).contains(&bytes), "{bytes}");
 }
 
