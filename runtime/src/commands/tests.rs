@@ -173,6 +173,11 @@ fn a_conversation_keeps_what_is_cached() {
     let ended = run(&["chat", "-n", "2"], b"x\n\ny\n");
     assert!(ended.result.is_ok(), "{:?}", ended.result);
     assert_eq!(ended.output, ";<\n;<\n");
+    // A stop text leaves a token in the cache that the conversation does not have. Were it not forgotten,
+    // the fifth prompt, of 38 positions, and its answer would not fit into 40.
+    let ended = run(&["chat", "--stop", "<="], b"x\nx\nx\nx\nx\n");
+    assert!(ended.result.is_ok(), "{:?}", ended.result);
+    assert_eq!(ended.output, ";\n".repeat(5));
     let long = run(&["chat", "-n", "2"], "x".repeat(CONTEXT).as_bytes());
     assert!(long.message().1.contains("start a new chat"));
     let mut plain = program_file();
