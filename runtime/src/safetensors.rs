@@ -161,7 +161,7 @@ mod tests {
         drop(TensorFile::create(&folder.path().join("out"), "logits", 2, 3).expect("can be created"));
         assert_eq!(fs::read_dir(folder.path()).expect("can be listed").count(), 0);
         let full = TensorFile::create(Path::new("/dev/full"), "logits", 1, 1).expect("can be opened");
-        assert!(full.finish().err().expect("is full").to_string().contains("cannot be written"));
+        assert!(full.finish().expect_err("is full").to_string().contains("cannot be written"));
         assert!(!fs::metadata("/dev/full").expect("is there").is_file());
         let missing = TensorFile::create(&folder.path().join("no/out"), "logits", 1, 1);
         assert!(missing.err().expect("no such folder").to_string().contains("cannot be written"));

@@ -30,7 +30,9 @@ unsafe extern "C" {
 #[unsafe(no_mangle)]
 pub extern "C" fn main(_argument_count: c_int, _arguments: *const *const c_char) -> c_int {
     std::panic::set_hook(Box::new(|panic| {
-        eprintln!("error: {panic}\n  help: this is a bug of `qwen2c`: report it with the command and `info --json`");
+        eprintln!(
+            "error: {panic}\n  help: this is a bug of `qwen2c`: report it with the command and `info --json`"
+        );
         std::process::exit(INTERNAL_ERROR);
     }));
     // SAFETY: the static is initialized; the read is volatile because the compiler must not take the
