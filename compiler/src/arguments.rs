@@ -1,8 +1,11 @@
 //! What the user typed. `request.rs` turns it into what the program will do.
 
+use std::fmt::Write;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+
+use crate::stage::Stage;
 
 /// Compiles models of the Qwen2 family into one executable.
 #[derive(Debug, Parser)]
@@ -72,7 +75,7 @@ pub(crate) struct BuildArguments {
     #[arg(long, value_name = "NAME")]
     pub(crate) pass: Vec<String>,
     /// Write the text of these stages: config, graph, fused, scheduled, plan, mlir, llvm, asm, manifest
-    #[arg(long, value_name = "STAGE", value_delimiter = ',')]
+    #[arg(long, value_name = "STAGE", value_delimiter = ',', long_help = emit_help())]
     pub(crate) emit: Vec<String>,
     /// Folder of the stages' text [default: <output>.emit]
     #[arg(long, value_name = "DIR")]
@@ -86,6 +89,15 @@ pub(crate) struct BuildArguments {
     /// Print nothing but errors
     #[arg(long)]
     pub(crate) quiet: bool,
+}
+
+/// The stages with what is true after them.
+fn emit_help() -> String {
+    let mut help = "Write the text of these stages, comma separated:".to_owned();
+    for stage in Stage::ALL {
+        let _ = write!(help, "\n  {:<10} {}", stage.mnemonic(), stage.sentence());
+    }
+    help
 }
 
 /// Arguments of `plan`.
@@ -131,4 +143,34 @@ pub(crate) struct CompareArguments {
     /// Measure llama.cpp's `llama-bench` with a model beside the programs
     #[arg(long, value_name = "PATH:MODEL.gguf")]
     pub(crate) llama_bench: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::{Arguments, Command};
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn lists_are_separated_by_commas_and_targets_default_to_native() {
+        let line =
+            ["qwen2c", "build", "--model", "7B", "--emit", "graph,plan", "--no-pass", "fuse_attention"];
+        let Command::Build(build) = Arguments::try_parse_from(line).unwrap().command else {
+            panic!("`build` was asked for")
+        };
+        assert_eq!(build.emit, ["graph", "plan"]);
+        assert_eq!(build.target, ["native"]);
+        assert_eq!(build.no_pass, ["fuse_attention"]);
+        assert_eq!(build.dtype, "bf16");
+    }
+
+    #[test]
+    fn a_context_of_zero_is_refused() {
+        assert!(Arguments::try_parse_from(["qwen2c", "plan", "--model", "7B", "--context", "0"]).is_err());
+    }
 }

@@ -24,20 +24,21 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Creates the file in the directory of `destination`, if the disk has room for `needed_bytes`.
+    /// Creates the empty file in the directory of `destination`.
     ///
     /// # Errors
     ///
-    /// When the directory is missing or not writable, the disk too full, or `destination` a directory.
-    pub(crate) fn create(destination: &Path, needed_bytes: u64) -> Result<Self, Failure> {
+    /// When the directory is missing or not writable, or `destination` a directory or device.
+    pub(crate) fn create(destination: &Path) -> Result<Self, Failure> {
         let directory = directory_of(destination);
-        if destination.is_dir() {
-            return Err(Diagnostic::new("the output is a directory")
+        if destination.exists() && !destination.is_file() {
+            let kind = if destination.is_dir() { "directory" } else { "device" };
+            return Err(Diagnostic::new(format!("the output is a {kind}"))
                 .at(destination.display().to_string())
+                .needed("a file that can be replaced, or a name that is free")
                 .help("name a file with `-o`")
                 .into());
         }
-        require_space(directory, needed_bytes)?;
         let file = tempfile::Builder::new()
             .prefix(".qwen2c-")
             .suffix(".unfinished")
@@ -46,6 +47,27 @@ impl Output {
             .map_err(|error| Failure::file("create the output", destination, &error))?;
         remember(Some(file.path().to_path_buf()));
         Ok(Self { file, destination: destination.to_path_buf() })
+    }
+
+    /// Looks whether the disk has room for `needed_bytes`.
+    ///
+    /// # Errors
+    ///
+    /// When it has not.
+    pub(crate) fn require_space(&self, needed_bytes: u64) -> Result<(), Failure> {
+        let directory = directory_of(&self.destination);
+        let statistics = rustix::fs::statvfs(directory)
+            .map_err(|error| Failure::file("look at the output's directory", directory, &error.into()))?;
+        let free_bytes = statistics.f_bavail.saturating_mul(statistics.f_frsize);
+        if free_bytes >= needed_bytes {
+            return Ok(());
+        }
+        Err(Diagnostic::new("not enough room on the disk")
+            .at(directory.display().to_string())
+            .found(format!("{} free", units::exact_bytes(free_bytes)))
+            .needed(units::exact_bytes(needed_bytes))
+            .help("free some space, or name a file on another disk with `-o`")
+            .into())
     }
 
     /// The open file.
@@ -107,21 +129,6 @@ fn directory_of(destination: &Path) -> &Path {
     }
 }
 
-fn require_space(directory: &Path, needed_bytes: u64) -> Result<(), Failure> {
-    let statistics = rustix::fs::statvfs(directory)
-        .map_err(|error| Failure::file("look at the output's directory", directory, &error.into()))?;
-    let free_bytes = statistics.f_bavail.saturating_mul(statistics.f_frsize);
-    if free_bytes < needed_bytes {
-        return Err(Diagnostic::new("not enough room on the disk")
-            .at(directory.display().to_string())
-            .found(format!("{} free", units::exact_bytes(free_bytes)))
-            .needed(units::exact_bytes(needed_bytes))
-            .help("free some space, or name a file on another disk with `-o`")
-            .into());
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -133,7 +140,7 @@ mod tests {
     fn an_output_appears_only_when_complete() {
         let directory = tempfile::tempdir().unwrap();
         let destination = directory.path().join("program");
-        let output = Output::create(&destination, 4).unwrap();
+        let output = Output::create(&destination).unwrap();
         output.file().write_all(b"done").unwrap();
         assert!(!destination.exists());
         output.complete().unwrap();
@@ -144,14 +151,17 @@ mod tests {
     #[test]
     fn an_output_that_is_not_completed_leaves_nothing() {
         let directory = tempfile::tempdir().unwrap();
-        drop(Output::create(&directory.path().join("program"), 4).unwrap());
+        drop(Output::create(&directory.path().join("program")).unwrap());
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 
     #[test]
     fn a_disk_without_room_is_seen_before_writing() {
         let directory = tempfile::tempdir().unwrap();
-        let failure = Output::create(&directory.path().join("program"), u64::MAX).map(|_| ()).unwrap_err();
+        let output = Output::create(&directory.path().join("program")).unwrap();
+        output.require_space(1).unwrap();
+        let failure = output.require_space(u64::MAX).unwrap_err();
+        drop(output);
         assert!(
             matches!(&failure, Failure::Input(diagnostic) if diagnostic.title.contains("room")),
             "{failure}"
@@ -160,8 +170,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_a_file_is_not_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let failure = Output::create(directory.path()).map(|_| ()).unwrap_err();
+        assert!(failure.to_string().contains("is a directory"), "{failure}");
+        let failure = Output::create("/dev/null".as_ref()).map(|_| ()).unwrap_err();
+        assert!(failure.to_string().contains("is a device"), "{failure}");
+    }
+
+    #[test]
     fn a_missing_directory_is_named() {
-        let failure = Output::create("no/such/directory/program".as_ref(), 1).map(|_| ()).unwrap_err();
+        let failure = Output::create("no/such/directory/program".as_ref()).map(|_| ()).unwrap_err();
         assert!(failure.to_string().contains("no/such/directory"), "{failure}");
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use qwen2c_checkpoint::tokenizer::compile_tokenizer;
@@ -94,6 +94,10 @@ pub(crate) fn build(request: &BuildRequest) -> Result<BuildOutcome, Failure> {
     // Graph, passes, schedule, plan.
     let planned = plan_model(request, &description, &emitted, &mut timings)?;
 
+    // The file that will be written, so that a full disk is found out before the work.
+    let unfinished = Output::create(&output)?;
+    unfinished.require_space(planned.plan.weight_bytes)?;
+
     // Machine code.
     let kernels = compile(request, &planned.schedule, &emitted, &mut timings)?;
     let elf = timings.measure("link", || link(&kernels.object))?;
@@ -120,9 +124,10 @@ pub(crate) fn build(request: &BuildRequest) -> Result<BuildOutcome, Failure> {
         elf,
         manifest: &manifest,
         planned: &planned,
-        tokenizer: tokenizer.as_ref().map(|t| t.table_bytes.as_slice()),
+        tokenizer: tokenizer.as_ref().map(|tokenizer| tokenizer.table_bytes.as_slice()),
     };
-    let locator = timings.measure("weights", || write_program(program, &source, &output, request.quiet))?;
+    let locator =
+        timings.measure("weights", || write_program(program, &source, unfinished, request.quiet))?;
 
     let duration_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
     let has_tokenizer = tokenizer.is_some();
@@ -264,7 +269,7 @@ struct ProgramParts<'a> {
 fn write_program(
     mut program: ProgramParts<'_>,
     source: &CheckedSource<'_>,
-    destination: &Path,
+    output: Output,
     quiet: bool,
 ) -> Result<Locator, Failure> {
     let PlannedModel { schedule, plan, .. } = program.planned;
@@ -278,7 +283,7 @@ fn write_program(
     let locator = Locator::place(program.elf.len() as u64, head_bytes, plan.weight_bytes);
     patch_locator(&mut program.elf, &locator).map_err(Failure::Bug)?;
 
-    let output = Output::create(destination, locator.file_bytes)?;
+    output.require_space(locator.file_bytes)?;
     let file = output.file();
     let progress = Progress::bytes("writing weights", plan.weight_bytes, quiet);
     let entries = write_weights(&plan.weights, source, file, locator.weights_offset, &progress)?;

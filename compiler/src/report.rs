@@ -45,8 +45,8 @@ impl Report<'_> {
     pub(crate) fn lines(&self) -> Vec<String> {
         let mut lines = vec![String::new(), format!("  {}", style(BUILD).bold()), String::new()];
         lines.extend(self.model().lines(2));
-        section(&mut lines, "passes", self.pass_table().lines(4));
-        section(&mut lines, "memory", memory_table(&self.memory, self.manifest.context).lines(4));
+        section(&mut lines, "passes", pass_table(self.passes).lines(4));
+        section(&mut lines, "memory", self.memory().lines(4));
         section(&mut lines, "generation", prediction_lines(&self.prediction, self.manifest.context));
         if !self.notes.is_empty() {
             section(&mut lines, "noticed", self.notes.iter().map(|note| format!("    {note}")).collect());
@@ -70,12 +70,16 @@ impl Report<'_> {
         table.row([key("target"), format!("{}, {} lanes of f32", manifest.target, self.vector_lanes)]);
         table.row([key("types"), format!("{} weights and activations, f32 residual stream", manifest.dtype)]);
         table.row([key("context"), format!("{} positions", units::grouped(manifest.context))]);
-        table.row([key("kernels"), format!("{} for {} steps a token", self.kernels, self.decode_steps)]);
+        let steps = units::count(self.decode_steps as u64, "step");
+        table.row([key("kernels"), format!("{} in all, {steps} a token", self.kernels)]);
         table
     }
 
-    fn pass_table(&self) -> Table {
-        pass_table(self.passes)
+    fn memory(&self) -> Table {
+        let mut table = memory_table(&self.memory, self.manifest.context);
+        let program_bytes = self.locator.weights_offset;
+        table.row(["program".to_owned(), units::bytes(program_bytes), "code, plan and tokenizer".to_owned()]);
+        table
     }
 }
 
@@ -87,7 +91,7 @@ fn pass_table(passes: &[PassReport]) -> Table {
             0 => String::new(),
             bytes => format!("{} a token less to move", units::bytes(bytes)),
         };
-        table.row([pass.name.to_owned(), format!("{} places", pass.rewrites), saved]);
+        table.row([pass.name.to_owned(), units::count(pass.rewrites, "place"), saved]);
     }
     for pass in passes.iter().filter(|pass| !pass.enabled) {
         table.row([
@@ -160,11 +164,13 @@ pub(crate) fn prediction_lines(prediction: &DecodePrediction, context: u64) -> V
     lines
 }
 
-/// What the user should know about a model that was read without an error.
+/// What the user should know about a model that was read without an error. `widened_from_bytes` is the
+/// length of a quantized checkpoint.
 pub(crate) fn notes(
     description: &ModelDescription,
     has_tokenizer: bool,
     quant_is_default: bool,
+    widened_from_bytes: Option<u64>,
 ) -> Vec<String> {
     let mut notes = Vec::new();
     if !has_tokenizer {
@@ -174,8 +180,15 @@ pub(crate) fn notes(
     } else if description.chat_template.is_none() {
         notes.push("the checkpoint has no chat template: prompts are completed as they are".to_owned());
     }
-    if quant_is_default {
-        notes.push("weights are not quantized: `--quant none` is all this version has".to_owned());
+    match widened_from_bytes {
+        Some(bytes) => notes.push(format!(
+            "the checkpoint's quantized weights ({}) were widened: this version has `--quant none` only",
+            units::bytes(bytes)
+        )),
+        None if quant_is_default => {
+            notes.push("weights are not quantized: this version has `--quant none` only".to_owned());
+        }
+        None => {}
     }
     notes
 }
@@ -190,4 +203,97 @@ pub(crate) fn section(lines: &mut Vec<String>, heading: &str, body: Vec<String>)
 /// The name of a line or section.
 pub(crate) fn key(text: &str) -> String {
     style(text).cyan().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use qwen2c_format::{GenerationDefaults, InputOffsets, Locator, Manifest, ModelSummary};
+    use qwen2c_graph::passes::PassReport;
+
+    use super::Report;
+    use crate::prediction::{DecodePrediction, MemoryTable};
+
+    fn manifest() -> Manifest {
+        Manifest {
+            build: "qwen2c 0.1.0".to_owned(),
+            model: ModelSummary {
+                name: "qwen1.5-moe-a2.7b".to_owned(),
+                architecture: "qwen2_moe".to_owned(),
+                parameters: 14_315_784_192,
+                hidden: 2048,
+                layers: 24,
+                heads: 16,
+                kv_heads: 16,
+                head_dim: 128,
+                vocabulary: 151_936,
+                experts: 60,
+                experts_per_token: 4,
+            },
+            target: "x86-64-v4".to_owned(),
+            family: "cpu".to_owned(),
+            required_features: Vec::new(),
+            quant: "none".to_owned(),
+            dtype: "bf16".to_owned(),
+            context: 8192,
+            slots: 1,
+            weight_bytes: 28_633_661_440,
+            kv_cache_bytes: 1_610_612_736,
+            arena_bytes: 1_623_195_648,
+            inputs: InputOffsets::default(),
+            generation: GenerationDefaults {
+                stop_ids: Vec::new(),
+                bos_id: None,
+                temperature: 0.0,
+                top_k: 0,
+                top_p: 1.0,
+                repetition_penalty: 1.0,
+            },
+            chat_template: None,
+            template_tokens: Vec::new(),
+            passes: Vec::new(),
+            self_test: None,
+        }
+    }
+
+    fn pass(name: &'static str, enabled: bool, rewrites: u64, bytes_saved: u64) -> PassReport {
+        PassReport { name, enabled, rewrites, bytes_saved, duration_us: 0 }
+    }
+
+    #[test]
+    fn a_report_says_what_was_built_what_it_needs_and_where_it_lies() {
+        console::set_colors_enabled(false);
+        let passes = [
+            pass("resolve_rope", true, 1, 0),
+            pass("fold_constants", true, 0, 0),
+            pass("merge_gate_and_up", false, 0, 0),
+            pass("fuse_attention", true, 24, 50_331_648),
+        ];
+        let report = Report {
+            manifest: &manifest(),
+            vector_lanes: 16,
+            kernels: 41,
+            decode_steps: 387,
+            passes: &passes,
+            memory: MemoryTable {
+                weight_bytes: 28_633_661_440,
+                kv_cache_bytes: 1_610_612_736,
+                activation_bytes: 12_582_912,
+            },
+            prediction: DecodePrediction {
+                bandwidth_bytes_per_s: 28.1e9,
+                bytes_per_token: 5_300_000_000,
+                bytes_per_token_at_full_context: 6_910_612_736,
+                operations_per_token: 5_000_000_000,
+                tokens_per_s: 5.302,
+                tokens_per_s_at_full_context: 4.066,
+            },
+            output: Path::new("qwen1.5-moe-a2.7b-none-x86-64-v4"),
+            locator: Locator { weights_offset: 6_291_456, file_bytes: 28_639_952_896, ..Locator::UNPATCHED },
+            duration_us: 91_200_000,
+            notes: &["the checkpoint has no tokenizer".to_owned()],
+        };
+        insta::assert_snapshot!(report.lines().join("\n"), @"");
+    }
 }

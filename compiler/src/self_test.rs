@@ -132,3 +132,84 @@ impl TensorSource for ChosenRows<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use qwen2c_checkpoint::RandomWeights;
+    use qwen2c_graph::{ExpertConfig, Family, ModelConfig, Rope, RopeScaling};
+    use qwen2c_request::Element;
+
+    use super::{layers, record, tokens};
+
+    fn config() -> ModelConfig {
+        ModelConfig {
+            name: "tiny".to_owned(),
+            family: Family::Qwen2Moe,
+            hidden: 16,
+            layers: 4,
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 8,
+            intermediate: 24,
+            vocabulary: 131,
+            qkv_bias: true,
+            tied_embedding: true,
+            epsilon: 1e-6,
+            rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
+            max_context: 64,
+            experts: Some(ExpertConfig {
+                experts: 3,
+                experts_per_token: 2,
+                intermediate: 8,
+                shared_intermediate: 12,
+                normalize_weights: false,
+                sparse_step: 2,
+                dense_layers: vec![1],
+            }),
+        }
+    }
+
+    #[test]
+    fn one_layer_of_each_kind_is_tested() {
+        assert_eq!(layers(&config()), [0, 3]);
+        assert_eq!(layers(&ModelConfig { experts: None, ..config() }), [0]);
+    }
+
+    #[test]
+    fn ids_lie_in_the_vocabulary_and_fit_the_context() {
+        assert_eq!(tokens(&config(), 64).len(), 8);
+        assert_eq!(tokens(&config(), 3).len(), 3);
+        for vocabulary in [1, 2, 7, 151_936] {
+            let config = ModelConfig { vocabulary, ..config() };
+            assert!(tokens(&config, 64).iter().all(|token| u64::from(*token) < vocabulary));
+        }
+    }
+
+    #[test]
+    fn a_tied_head_gives_a_logit_for_every_chosen_row() {
+        let record = record(&config(), Element::F32, 64, &RandomWeights::new(5)).unwrap();
+        assert_eq!(record.logits.len(), record.tokens.len() * record.columns.len());
+        assert_eq!(record.columns.len(), 64);
+        assert!(record.columns.windows(2).all(|pair| pair[0] < pair[1]));
+        assert!(record.logits.iter().all(|logit| logit.is_finite() && *logit != 0.0));
+    }
+
+    #[test]
+    fn chosen_rows_are_those_of_the_whole_head() {
+        // With a vocabulary of 64 every row is chosen; doubling it halves the choice.
+        let whole = ModelConfig { vocabulary: 64, tied_embedding: false, ..config() };
+        let record = record(&whole, Element::F32, 1, &RandomWeights::new(5)).unwrap();
+        let options = qwen2c_graph::GraphOptions {
+            dtype: Element::F32,
+            context: 1,
+            slots: 1,
+            layers: Some(layers(&whole)),
+        };
+        let mut graph = qwen2c_graph::build_graph(&whole, &options);
+        super::resolve(&mut graph, &whole, 1).unwrap();
+        let source = RandomWeights::new(5);
+        let mut interpreter = qwen2c_graph::Interpreter::new(&graph, &source).unwrap();
+        let logits = interpreter.step(&record.tokens, &[0], &[0], &[0]).unwrap();
+        assert_eq!(record.logits, logits);
+    }
+}

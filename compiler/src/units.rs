@@ -46,6 +46,12 @@ pub(crate) fn grouped(count: u64) -> String {
     text
 }
 
+/// A number of things: `1 place`, `24 places`.
+pub(crate) fn count(number: u64, thing: &str) -> String {
+    let ending = if number == 1 { "" } else { "s" };
+    format!("{} {thing}{ending}", grouped(number))
+}
+
 /// A rate of tokens: three significant digits.
 pub(crate) fn tokens_per_s(rate: f64) -> String {
     if rate >= 99.95 {
@@ -68,7 +74,7 @@ pub(crate) fn duration(duration_us: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{bytes, duration, exact_bytes, grouped, parameters, tokens_per_s};
+    use super::{bytes, count, duration, exact_bytes, grouped, parameters, tokens_per_s};
 
     #[test]
     fn bytes_change_unit_where_the_digits_would_overflow() {
@@ -91,6 +97,8 @@ mod tests {
     fn other_quantities_keep_three_digits() {
         assert_eq!(grouped(151_936), "151 936");
         assert_eq!(grouped(7), "7");
+        assert_eq!(count(1, "place"), "1 place");
+        assert_eq!(count(1000, "step"), "1 000 steps");
         assert_eq!(tokens_per_s(196.4), "196");
         assert_eq!(tokens_per_s(30.04), "30.0");
         assert_eq!(tokens_per_s(6.911), "6.91");

@@ -88,15 +88,16 @@ fn write_weight(
         },
         &mut |bytes| writer.write(bytes),
     )?;
-    let written_bytes = writer.finish()?;
-    if written_bytes.1 != region_offset + placed.offset + placed.bytes {
+    let (sha256, end) = writer.finish()?;
+    let written_bytes = end - region_offset - placed.offset;
+    if written_bytes != placed.bytes {
         return Err(Failure::Bug(
             Diagnostic::new(format!("weight `{}` does not fill its place", weight.name))
-                .found(format!("{} bytes", written_bytes.1 - region_offset - placed.offset))
+                .found(format!("{written_bytes} bytes"))
                 .needed(format!("{} bytes", placed.bytes)),
         ));
     }
-    Ok(weight_entry(placed, written_bytes.0))
+    Ok(weight_entry(placed, sha256))
 }
 
 /// A tensor that cannot be read; the reader's own diagnostic where it gives one.
@@ -123,7 +124,11 @@ impl HashingWriter<'_> {
         if self.pending.len() + bytes.len() > WRITE_BYTES {
             self.flush()?;
         }
-        if bytes.len() >= WRITE_BYTES { self.put(bytes) } else { Ok(self.pending.extend_from_slice(bytes)) }
+        if bytes.len() >= WRITE_BYTES {
+            return self.put(bytes);
+        }
+        self.pending.extend_from_slice(bytes);
+        Ok(())
     }
 
     fn flush(&mut self) -> Result<(), Failure> {
@@ -148,5 +153,98 @@ impl HashingWriter<'_> {
     fn finish(mut self) -> Result<([u8; 32], u64), Failure> {
         self.flush()?;
         Ok((self.hash.finalize().into(), self.position))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use qwen2c_graph::plan::PlacedWeight;
+    use qwen2c_graph::{SourceError, TensorSource, Weight, WeightPart, WeightSource};
+    use qwen2c_request::{Dimension, Element, WeightLayout, WeightType};
+    use sha2::{Digest, Sha256};
+
+    use super::write_weights;
+    use crate::failure::Failure;
+    use crate::progress::Progress;
+
+    /// Element `row · columns + column` everywhere, but for a tensor that is missing.
+    struct Counting;
+
+    impl TensorSource for Counting {
+        fn read_rows(
+            &self,
+            tensor: &str,
+            columns: u64,
+            first: u64,
+            out: &mut [f32],
+        ) -> Result<(), SourceError> {
+            if tensor == "missing" {
+                return Err("no such tensor".into());
+            }
+            for (index, value) in out.iter_mut().enumerate() {
+                *value = (first * columns) as f32 + index as f32;
+            }
+            Ok(())
+        }
+    }
+
+    fn placed(tensor: &str, rows: u64, columns: u64, offset: u64, bytes: u64) -> PlacedWeight {
+        let dimensions = vec![Dimension::constant("output", rows), Dimension::constant("input", columns)];
+        PlacedWeight {
+            weight: Weight {
+                name: format!("{tensor}.weight"),
+                ty: WeightType { dimensions, element: Element::F32 },
+                source_columns: columns,
+                source: WeightSource::Tensors(vec![WeightPart {
+                    tensor: tensor.to_owned(),
+                    rows,
+                    padded_rows: rows,
+                }]),
+                layout: Some(WeightLayout::RowMajor),
+            },
+            layout: WeightLayout::RowMajor,
+            offset,
+            bytes,
+        }
+    }
+
+    fn write(weights: &[PlacedWeight]) -> Result<(Vec<qwen2c_format::WeightEntry>, Vec<u8>), Failure> {
+        let mut file = tempfile::tempfile().unwrap();
+        let entries = write_weights(weights, &Counting, &file, 4096, &Progress::bytes("", 0, true))?;
+        let mut bytes = Vec::new();
+        std::io::Seek::rewind(&mut file).unwrap();
+        file.read_to_end(&mut bytes).unwrap();
+        Ok((entries, bytes))
+    }
+
+    #[test]
+    fn weights_lie_at_their_offsets_with_the_hash_of_their_bytes() {
+        // The second is larger than what is collected before a write.
+        let weights = [placed("a", 2, 3, 0, 24), placed("b", 700, 1000, 64, 2_800_000)];
+        let (entries, bytes) = write(&weights).unwrap();
+        let number = |offset: usize| f32::from_le_bytes(bytes[offset..offset + 4].try_into().unwrap());
+        assert_eq!(number(4096 + 20), 5.0);
+        assert_eq!(number(4096 + 64 + 4 * 699_999), 699_999.0);
+        let names: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
+        assert_eq!(names, ["a.weight", "b.weight"]);
+        for entry in entries {
+            let start = 4096 + entry.offset as usize;
+            let expected: [u8; 32] = Sha256::digest(&bytes[start..start + entry.bytes as usize]).into();
+            assert_eq!(entry.sha256, expected, "{}", entry.name);
+        }
+    }
+
+    #[test]
+    fn a_tensor_that_cannot_be_read_ends_the_build_with_its_weight_s_name() {
+        let failure = write(&[placed("a", 2, 3, 0, 24), placed("missing", 2, 3, 64, 24)]).unwrap_err();
+        assert_eq!(failure.exit_code(), 1);
+        assert!(failure.to_string().contains("missing.weight"), "{failure}");
+    }
+
+    #[test]
+    fn a_weight_that_does_not_fill_its_place_is_a_bug() {
+        assert_eq!(write(&[placed("a", 2, 3, 0, 32)]).unwrap_err().exit_code(), 3);
     }
 }

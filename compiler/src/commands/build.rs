@@ -1,6 +1,7 @@
 //! `qwen2c build`: the pipeline, then the report.
 
 use std::io::Write;
+use std::path::Path;
 
 use qwen2c_request::Target;
 
@@ -12,6 +13,7 @@ use crate::pipeline::{BuildOutcome, build};
 use crate::prediction::{DecodePrediction, MemoryTable};
 use crate::report::{Report, notes};
 use crate::request::BuildRequest;
+use crate::units;
 
 /// Builds a program and reports on it.
 ///
@@ -35,14 +37,18 @@ pub(crate) fn run(arguments: &BuildArguments, out: &mut dyn Write) -> Result<(),
 fn report(request: &BuildRequest, outcome: &BuildOutcome, out: &mut dyn Write) -> Result<(), Failure> {
     let plan = &outcome.planned.plan;
     let bandwidth_bytes_per_s = machine::read_bandwidth_bytes_per_s();
-    let notes = notes(&outcome.description, outcome.has_tokenizer, request.quant_is_default);
+    let widened_from_bytes = quantized_bytes(request, outcome.manifest.model.parameters);
+    let mut notes =
+        notes(&outcome.description, outcome.has_tokenizer, request.quant_is_default, widened_from_bytes);
+    let memory = MemoryTable::new(plan);
+    notes.extend(too_large_for_this_machine(&memory, machine::memory_bytes()));
     let report = Report {
         manifest: &outcome.manifest,
         vector_lanes: request.target.description().vector_lanes,
         kernels: outcome.planned.schedule.kernels.len(),
         decode_steps: plan.lists.first().map_or(0, |list| list.body.len() + list.head.len()),
         passes: &outcome.planned.passes,
-        memory: MemoryTable::new(plan),
+        memory,
         prediction: DecodePrediction::new(plan, outcome.planned.context, bandwidth_bytes_per_s),
         output: &outcome.output,
         locator: outcome.locator,
@@ -53,4 +59,19 @@ fn report(request: &BuildRequest, outcome: &BuildOutcome, out: &mut dyn Write) -
         writeln!(out, "{line}")?;
     }
     Ok(())
+}
+
+/// Length of the checkpoint, if it is one file that holds less than 16 bits for each parameter.
+fn quantized_bytes(request: &BuildRequest, parameters: u64) -> Option<u64> {
+    let path = Path::new(request.weights.as_ref().unwrap_or(&request.model));
+    let metadata = path.metadata().ok().filter(std::fs::Metadata::is_file)?;
+    Some(metadata.len()).filter(|bytes| *bytes < parameters.saturating_mul(2))
+}
+
+/// A remark where the program could not run here; it may be meant for another machine.
+fn too_large_for_this_machine(memory: &MemoryTable, machine_bytes: u64) -> Option<String> {
+    (memory.total_bytes() > machine_bytes).then(|| {
+        let (needed, found) = (units::bytes(memory.total_bytes()), units::bytes(machine_bytes));
+        format!("the program needs {needed} of memory, this machine has {found}: see `qwen2c plan` for a context that fits")
+    })
 }

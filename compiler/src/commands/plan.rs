@@ -108,7 +108,12 @@ fn lines(report: &PlanReport) -> Vec<String> {
     table.row([key("context"), format!("{} of {maximum} positions", units::grouped(report.context))]);
     let mut lines = vec![String::new(), format!("  {}", style(BUILD).bold()), String::new()];
     lines.extend(table.lines(2));
-    section(&mut lines, "memory", memory_table(&report.memory, report.context).lines(4));
+    let mut memory = memory_table(&report.memory, report.context);
+    memory.row([
+        style("in all").bold().to_string(),
+        style(units::bytes(report.total_bytes)).bold().to_string(),
+    ]);
+    section(&mut lines, "memory", memory.lines(4));
     let machine = units::bytes(report.machine_memory_bytes);
     lines.push(match report.largest_context {
         0 => format!("    the weights do not fit the {machine} of this machine"),
