@@ -93,7 +93,7 @@ pub(crate) enum Section {
 /// Number of sections.
 pub(crate) const SECTIONS: usize = 10;
 
-/// Bytes of the header: magic, seven numbers, (offset, length) of each section.
+/// Bytes of the header: magic, eight numbers (the last is 0), (offset, length) of each section.
 pub(crate) const HEADER_BYTES: usize = 8 + 8 * 4 + SECTIONS * 8;
 
 /// How text is cut into pieces before merging.
