@@ -70,7 +70,7 @@ fn manifest_text(staged: &Staged) -> String {
 
 fn assert_stages(name: &str, mlir_of: &[&str]) {
     let staged = Staged::build(name);
-    for stage in ["config", "graph", "fused", "scheduled", "plan"] {
+    for stage in ["config", "graph", "fused", "fused.prefill", "scheduled", "plan"] {
         insta::assert_snapshot!(format!("{name}.{stage}"), staged.text(stage));
     }
     insta::assert_snapshot!(format!("{name}.manifest"), manifest_text(&staged));
