@@ -198,6 +198,8 @@ mod tests {
             pieces(SplitRule::Qwen2, "I'LL be 42!\n\n  ok\t(x)\r\n y  "),
             ["I", "'LL", " be", " ", "4", "2", "!\n\n", " ", " ok", "\t", "(x", ")\r\n", " y", "  "]
         );
+        // Folding takes the long s for an s.
+        assert_eq!(pieces(SplitRule::Qwen2, "'ſx'sx'x"), ["'ſ", "x", "'s", "x", "'x"]);
         assert_eq!(pieces(SplitRule::Qwen2, "  \n \n  x"), ["  \n \n", " ", " x"]);
         assert_eq!(pieces(SplitRule::LlamaBpe, "1234 567"), ["123", "4", " ", "567"]);
     }

@@ -17,7 +17,7 @@ pub(super) const CASES: [&str; 48] = [
     "\u{b}\u{c}\u{1c}\u{1d}\u{1e}\u{1f}\u{180e}\u{200b}\u{2060}\u{feff}end",
     "it's I'm you're we've he'll she'd don't",
     "IT'S I'M YOU'RE WE'VE HE'LL SHE'D DON'T It'S i'M You'Re wE'vE",
-    "'s 't 're 've 'm 'll 'd 'S 'T 'RE 'VE 'M 'LL 'D 'ſ 'x '' ' '\u{212a}",
+    "'s 't 're 've 'm 'll 'd 'S 'T 'RE 'VE 'M 'LL 'D 'ſ 'ſx 'Sx 'TX 'LLx 'rE 'x '' ' '\u{212a}",
     "rock'n'roll 'twas 'n' l'été d'accord aujourd'hui O'Neill's’s ’re",
     "1 12 123 1234 12345 007 1.5 1,5 1e9 x1 1x x12y 12-34 ½1 1½ ²x ٣٤ ۵۶ １２ Ⅷ ① 〇 一 \u{1d7d8}",
     "a1b2c3 4 5  6   7    8\n9\n10 \t11",

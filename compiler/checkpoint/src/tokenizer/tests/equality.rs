@@ -2,7 +2,7 @@
 
 use super::super::{Judge, from_gguf, from_tokenizer_json};
 use super::cases::CASES;
-use super::{CORPUS, normalization, small_gguf, small_json, trained_json};
+use super::{CORPUS, normalization, pair_vocabulary, small_gguf, small_json, trained_json};
 use proptest::prelude::*;
 use qwen2c_format::tokenizer::{CLASS_SINGLE_DIGIT, SplitRule, TokenizerView};
 use qwen2c_runtime::text::{Encoder, SpecialText, StreamDecoder};
@@ -89,6 +89,17 @@ fn every_rule_equals_tokenizers_on_random_text() {
         let json = trained_json(rule);
         let compiled = from_tokenizer_json(&json).unwrap();
         compare_on_random_text(Judge::from_tokenizer_json(&json).unwrap(), &compiled.table_bytes, 300);
+    }
+}
+
+#[test]
+fn every_rule_cuts_text_where_tokenizers_does() {
+    for rule in SplitRule::ALL {
+        let vocabulary = pair_vocabulary(rule);
+        let table_bytes = vocabulary.tables().unwrap().encode().unwrap();
+        let mut judge = Judge::from_vocabulary(&vocabulary).unwrap();
+        compare_on_corpus(&mut judge, &table_bytes);
+        compare_on_random_text(judge, &table_bytes, 500);
     }
 }
 

@@ -55,6 +55,23 @@ fn train(rule: SplitRule) -> Vec<u8> {
     tokenizer.to_string(false).unwrap().into_bytes()
 }
 
+/// A vocabulary in which any two bytes merge, so that ids show where text was cut into pieces: trained merges
+/// rarely cross a wrong cut.
+fn pair_vocabulary(rule: SplitRule) -> Vocabulary {
+    let characters = super::byte_alphabet::characters().map(String::from);
+    let pairs = || characters.iter().flat_map(|left| characters.iter().map(move |right| (left, right)));
+    let texts = characters.iter().cloned().chain(pairs().map(|(left, right)| format!("{left}{right}")));
+    Vocabulary {
+        split_rule: rule,
+        normalization: normalization(rule),
+        ignore_merges: false,
+        bos_id: None,
+        tokens: texts.map(|text| Token { text, is_word: true }).collect(),
+        merges: pairs().map(|(left, right)| (left.clone(), right.clone())).collect(),
+        added: Vec::new(),
+    }
+}
+
 fn normalization(rule: SplitRule) -> Normalization {
     if rule == SplitRule::Qwen2 { Normalization::Nfc } else { Normalization::None }
 }
