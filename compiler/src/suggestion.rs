@@ -2,14 +2,14 @@
 
 /// The name closest to `given`, if it is close enough to have been meant.
 ///
-/// Case and punctuation cost nothing (`SM80` finds `sm_80`); otherwise a third of the letters may be
-/// wrong.
+/// Case and punctuation cost nothing (`SM80` finds `sm_80`); otherwise two letters or a third of them
+/// may be wrong.
 pub(crate) fn nearest<'a>(given: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let wanted = letters(given);
     names
         .into_iter()
         .map(|name| (edit_distance(&wanted, &letters(name)), name))
-        .filter(|(distance, name)| *distance <= name.len().max(3) / 3)
+        .filter(|(distance, name)| *distance <= name.len().max(6) / 3)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, name)| name)
 }
@@ -48,6 +48,7 @@ mod tests {
     #[test]
     fn a_few_wrong_letters_are_forgiven() {
         assert_eq!(nearest("fuse_atention", NAMES), Some("fuse_attention"));
+        assert_eq!(nearest("grahp", ["config", "graph", "plan"]), Some("graph"));
     }
 
     #[test]

@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn weights_lie_at_their_offsets_with_the_hash_of_their_bytes() {
         // The second is larger than what is collected before a write.
-        let weights = [placed("a", 2, 3, 0, 24), placed("b", 700, 1000, 64, 2_800_000)];
+        let weights = [placed("a", 2, 3, 0, 64), placed("b", 700, 1000, 64, 2_800_000)];
         let (entries, bytes) = write(&weights).unwrap();
         let number = |offset: usize| f32::from_le_bytes(bytes[offset..offset + 4].try_into().unwrap());
         assert_eq!(number(4096 + 20), 5.0);
@@ -238,13 +238,13 @@ mod tests {
 
     #[test]
     fn a_tensor_that_cannot_be_read_ends_the_build_with_its_weight_s_name() {
-        let failure = write(&[placed("a", 2, 3, 0, 24), placed("missing", 2, 3, 64, 24)]).unwrap_err();
+        let failure = write(&[placed("a", 2, 3, 0, 64), placed("missing", 2, 3, 64, 64)]).unwrap_err();
         assert_eq!(failure.exit_code(), 1);
         assert!(failure.to_string().contains("missing.weight"), "{failure}");
     }
 
     #[test]
     fn a_weight_that_does_not_fill_its_place_is_a_bug() {
-        assert_eq!(write(&[placed("a", 2, 3, 0, 32)]).unwrap_err().exit_code(), 3);
+        assert_eq!(write(&[placed("a", 2, 3, 0, 128)]).unwrap_err().exit_code(), 3);
     }
 }
