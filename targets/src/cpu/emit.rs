@@ -76,7 +76,7 @@ pub struct CompiledKernels {
 pub struct CompileError {
     /// The kernel, or empty for the object as a whole.
     pub kernel: String,
-    /// What failed: `verify and lower`, `translate`, `optimize`, `emit`.
+    /// What failed: `verify`, `lower`, `translate`, `optimize`, `emit`.
     pub step: &'static str,
     /// What MLIR or LLVM said.
     pub messages: Vec<String>,
@@ -112,10 +112,11 @@ pub fn compile_kernels(
         let start = Instant::now();
         let mut module = lowering.build(kernel.name, kernel.request, kernel.layouts, target.lanes());
         let mut text = KernelText { name: kernel.name.to_owned(), ..KernelText::default() };
+        lowering.tidy(&mut module).map_err(|messages| failure(kernel, "verify", messages))?;
         if keep.mlir {
             text.mlir = Some(module.as_operation().to_string());
         }
-        lowering.lower(&mut module).map_err(|messages| failure(kernel, "verify and lower", messages))?;
+        lowering.lower(&mut module).map_err(|messages| failure(kernel, "lower", messages))?;
         compiled.mlir_us += elapsed_us(start);
 
         let start = Instant::now();

@@ -20,6 +20,9 @@ use crate::builder::{Buffer, KernelBuilder, Scalar, Ty};
 /// `convert-to-llvm` takes all dialects in one sweep; what `scf` leaves as `cf` goes with it.
 const LOWERING: &str = "builtin.module(convert-scf-to-cf,convert-to-llvm,reconcile-unrealized-casts)";
 
+/// Merges the constants and addresses that the builder repeats, so that the text can be read.
+const TIDYING: &str = "builtin.module(canonicalize,cse)";
+
 /// Suffix of the function that counts a kernel's tiles.
 pub(super) const TILES_SUFFIX: &str = ".tiles";
 
