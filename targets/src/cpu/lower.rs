@@ -127,13 +127,22 @@ impl Lowering {
         module.body().append_operation(function);
     }
 
-    /// Verifies `module` and lowers it to the LLVM dialect.
-    pub(super) fn lower(&self, module: &mut Module<'_>) -> Result<(), Vec<String>> {
+    /// Verifies `module` and removes what it says twice.
+    pub(super) fn tidy(&self, module: &mut Module<'_>) -> Result<(), Vec<String>> {
         if !module.as_operation().verify() {
             return Err(self.take_messages());
         }
+        self.run_passes(module, TIDYING)
+    }
+
+    /// Lowers `module` to the LLVM dialect.
+    pub(super) fn lower(&self, module: &mut Module<'_>) -> Result<(), Vec<String>> {
+        self.run_passes(module, LOWERING)
+    }
+
+    fn run_passes(&self, module: &mut Module<'_>, pipeline: &str) -> Result<(), Vec<String>> {
         let passes = PassManager::new(&self.context);
-        if parse_pass_pipeline(passes.as_operation_pass_manager(), LOWERING).is_err()
+        if parse_pass_pipeline(passes.as_operation_pass_manager(), pipeline).is_err()
             || passes.run(module).is_err()
         {
             return Err(self.take_messages());
