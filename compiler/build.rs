@@ -40,11 +40,19 @@ fn main() {
     }
 
     let triple = variable("TARGET").into_string().expect("target triples are ASCII");
-    let target_directory = PathBuf::from(variable("OUT_DIR")).join("runtime");
+    let target_directory = shared_directory(&PathBuf::from(variable("OUT_DIR"))).join("runtime");
     build_runtime(&workspace, &target_directory, &triple);
 
     let archive = target_directory.join(&triple).join("release/libqwen2c_entry.a");
     println!("cargo::rustc-env=QWEN2C_RUNTIME_ARCHIVE={}", archive.display());
+}
+
+/// The outer cargo's target directory, of which `<profile>/build/<package>-<hash>/out` is the output
+/// directory: the runtime is the same for every profile and for clippy, and takes a minute to build.
+fn shared_directory(output_directory: &Path) -> &Path {
+    let build =
+        output_directory.ancestors().find(|path| path.file_name().is_some_and(|name| name == "build"));
+    build.and_then(Path::parent).and_then(Path::parent).unwrap_or(output_directory)
 }
 
 /// Runs the inner cargo; ends the build script with its messages if it fails.
