@@ -42,7 +42,7 @@ impl TensorSource for CheckedSource<'_> {
 }
 
 fn refusal(tensor: &str, columns: u64, first_row: u64, out: &[f32], largest: f32) -> Diagnostic {
-    let is_wrong = |value: &f32| !(value.abs() <= largest);
+    let is_wrong = |value: &f32| value.is_nan() || value.abs() > largest;
     let index = out.iter().position(is_wrong).unwrap_or_default();
     let value = out.get(index).copied().unwrap_or(f32::NAN);
     let (row, column) = (first_row + index as u64 / columns, index as u64 % columns);
