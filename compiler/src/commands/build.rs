@@ -42,6 +42,11 @@ fn report(request: &BuildRequest, outcome: &BuildOutcome, out: &mut dyn Write) -
         notes(&outcome.description, outcome.has_tokenizer, request.quant_is_default, widened_from_bytes);
     let memory = MemoryTable::new(plan);
     notes.extend(too_large_for_this_machine(&memory, machine::memory_bytes()));
+    if !request.emit.is_empty() {
+        let folder = request.emit_path(&outcome.output);
+        let stages = units::count(request.emit.len() as u64, "stage");
+        notes.push(format!("the text of {stages} lies in `{}`", folder.display()));
+    }
     let report = Report {
         manifest: &outcome.manifest,
         vector_lanes: request.target.description().vector_lanes,

@@ -62,7 +62,8 @@ pub(crate) fn run(arguments: &PlanArguments, out: &mut dyn Write) -> Result<(), 
         }
         None => machine::read_bandwidth_bytes_per_s(),
     };
-    let report = report(&request, bandwidth_bytes_per_s)?;
+    let mut timings = Timings::default();
+    let report = report(&request, bandwidth_bytes_per_s, &mut timings)?;
     if arguments.json {
         let text = serde_json::to_string_pretty(&report).expect("a plan's report has no maps with odd keys");
         writeln!(out, "{text}")?;
@@ -70,16 +71,23 @@ pub(crate) fn run(arguments: &PlanArguments, out: &mut dyn Write) -> Result<(), 
         for line in lines(&report) {
             writeln!(out, "{line}")?;
         }
+        if request.time_passes {
+            writeln!(out, "{timings}")?;
+        }
     }
     Ok(())
 }
 
-fn report(request: &BuildRequest, bandwidth_bytes_per_s: f64) -> Result<PlanReport, Failure> {
+fn report(
+    request: &BuildRequest,
+    bandwidth_bytes_per_s: f64,
+    timings: &mut Timings,
+) -> Result<PlanReport, Failure> {
     let description = describe_model(&request.model_request())?;
     let config = &description.config;
     let output = request.output_path(&config.name);
     let emitted = EmittedText::new(request.emit_path(&output), request.emit.clone());
-    let planned = plan_model(request, &description, &emitted, &mut Timings::default())?;
+    let planned = plan_model(request, &description, &emitted, timings)?;
     let memory = MemoryTable::new(&planned.plan);
     let machine_memory_bytes = machine::memory_bytes();
     Ok(PlanReport {
