@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use tempfile::TempDir;
 
-use crate::{Outcome, repository, run};
+use crate::{Outcome, repository, run, without_cargo_variables};
 
 /// The `qwen2c` binary: `QWEN2C` where it is set, else built once from this clone.
 pub fn compiler() -> &'static Path {
@@ -18,10 +18,9 @@ pub fn compiler() -> &'static Path {
             return path.canonicalize().expect("it is a file");
         }
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        run(Command::new(cargo)
-            .args(["build", "--release", "--quiet", "-p", "qwen2c"])
-            .current_dir(repository()))
-        .success();
+        let mut build = Command::new(cargo);
+        build.args(["build", "--release", "--quiet", "-p", "qwen2c"]).current_dir(repository());
+        run(without_cargo_variables(&mut build)).success();
         let target =
             std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from);
         repository().join(target).join("release/qwen2c")

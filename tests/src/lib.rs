@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 pub use compiler::{Build, Program, compiler, has_target, host_targets};
 pub use gguf::{GreedyAnswer, smollm2_gguf, smollm2_golden};
 pub use golden::{GOLDENS, Golden, Prompt, goldens_directory};
-pub use run::{Outcome, run, run_with_input};
+pub use run::{Outcome, run, run_with_input, without_cargo_variables};
 pub use tensors::{Tensor, copy_directory, read_tensors, relative_l2, write_tensors};
 
 /// Two logits nearer than this may change places by rounding.

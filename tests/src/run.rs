@@ -116,3 +116,18 @@ pub fn run_with_input(command: &mut Command, input: &[u8]) -> Outcome {
         Outcome { status, stdout, stderr: String::from_utf8_lossy(&stderr).into_owned(), command: text }
     })
 }
+
+/// Takes away what cargo set for this test, so that a build it starts sees what one started by hand sees:
+/// crates that look at these variables would be compiled again, there and back.
+pub fn without_cargo_variables(command: &mut Command) -> &mut Command {
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"]
+            .iter()
+            .any(|prefix| text.starts_with(prefix))
+        {
+            command.env_remove(&name);
+        }
+    }
+    command
+}
