@@ -15,6 +15,7 @@ mod pipeline;
 mod prediction;
 mod program;
 mod progress;
+mod quant;
 mod report;
 mod request;
 mod self_test;

@@ -105,7 +105,7 @@ pub(crate) fn build(request: &BuildRequest) -> Result<BuildOutcome, Failure> {
     // What the program can check itself by.
     let progress = Progress::spinner("computing the self-test's reference", request.quiet);
     let self_test = timings.measure("self_test", || {
-        self_test::record(&description.config, request.dtype, planned.context, &source)
+        self_test::record(&description.config, request.dtype, request.quantization, planned.context, &source)
     })?;
     drop(progress);
 
@@ -114,6 +114,7 @@ pub(crate) fn build(request: &BuildRequest) -> Result<BuildOutcome, Failure> {
         description: &description,
         target: request.target.description(),
         dtype: request.dtype,
+        quantization: request.quantization,
         context: planned.context,
         passes: &planned.passes,
         plan: &planned.plan,
@@ -150,17 +151,24 @@ pub(crate) fn plan_model(
     emitted.stage(Stage::Config, "txt", || print_config_table(&description.fields))?;
 
     // One graph serves decoding and prompts; the self-test has a short one.
-    let options = |layers| GraphOptions { dtype: request.dtype, context, slots: SLOTS, layers };
+    let options = |layers| GraphOptions {
+        dtype: request.dtype,
+        quantization: request.quantization,
+        context,
+        slots: SLOTS,
+        layers,
+    };
     let (model, short) = timings.measure("graph", || {
         (build_graph(config, &options(None)), build_graph(config, &options(Some(self_test::layers(config)))))
     });
     emitted.stage(Stage::Graph, "txt", || print_graph(&model))?;
 
-    let test_rows = self_test::tokens(config, context).len() as u64;
+    // The self-test takes the prompt's sizes, and so its kernels.
+    let (rows, logit_rows) = (PROMPT_CHUNK_ROWS.min(context), LOGIT_ROWS.min(context));
     let mut lists = vec![
         list("decode", model.clone(), 1, 1),
-        list("prefill", model, PROMPT_CHUNK_ROWS.min(context), LOGIT_ROWS.min(context)),
-        list("self_test", short, test_rows, test_rows),
+        list("prefill", model, rows, logit_rows),
+        list("self_test", short, rows, logit_rows),
     ];
     let passes = fuse(request, description, &mut lists, timings)?;
     for list in &lists {

@@ -178,11 +178,11 @@ pub(crate) fn notes(
     }
     match widened_from_bytes {
         Some(bytes) => notes.push(format!(
-            "the checkpoint's quantized weights ({}) were widened: this version has `--quant none` only",
+            "the checkpoint's quantized weights ({}) were widened: `--quant int8` and `int4` make the program smaller and faster",
             units::bytes(bytes)
         )),
         None if quant_is_default => {
-            notes.push("weights are not quantized: this version has `--quant none` only".to_owned());
+            notes.push("weights are not quantized: `--quant int8` and `int4` make the program smaller and faster".to_owned());
         }
         None => {}
     }

@@ -6,19 +6,17 @@ use std::path::{Path, PathBuf};
 use qwen2c_checkpoint::ModelRequest;
 use qwen2c_format::Diagnostic;
 use qwen2c_graph::passes::{SelectionError, select_passes};
-use qwen2c_request::{Element, Target};
+use qwen2c_request::{Element, Quantization, Target};
 use qwen2c_targets::{CpuTarget, TargetError, known_targets, resolve_target};
 
 use crate::arguments::BuildArguments;
 use crate::failure::Failure;
+use crate::quant::{parse_quant, quant_name};
 use crate::stage::Stage;
 use crate::suggestion::nearest;
 
 /// Largest default context: more would cost memory that few conversations need.
 const MOST_DEFAULT_POSITIONS: u64 = 8192;
-
-/// The only quantization of this version, as it stands in names and manifests.
-pub(crate) const QUANT: &str = "none";
 
 /// A build that can start.
 #[derive(Clone, Debug)]
@@ -33,6 +31,8 @@ pub(crate) struct BuildRequest {
     pub(crate) target: CpuTarget,
     /// Whether `--quant` was left out.
     pub(crate) quant_is_default: bool,
+    /// `--quant`: of the blocks' linear weights.
+    pub(crate) quantization: Option<Quantization>,
     /// Type of activations and weights.
     pub(crate) dtype: Element,
     /// `--context`.
@@ -59,13 +59,13 @@ impl BuildRequest {
     /// [`Failure::Usage`] for a name that does not exist, [`Failure::Input`] for what this version
     /// cannot do yet.
     pub(crate) fn resolve(arguments: &BuildArguments) -> Result<Self, Failure> {
-        require_no_quantization(arguments.quant.as_deref())?;
         Ok(Self {
             model: arguments.model.clone(),
             weights: arguments.weights.clone(),
             revision: arguments.revision.clone(),
             target: single_target(&arguments.target)?,
             quant_is_default: arguments.quant.is_none(),
+            quantization: arguments.quant.as_deref().map_or(Ok(None), parse_quant)?,
             dtype: parse_dtype(&arguments.dtype)?,
             context: arguments.context,
             disabled_passes: disabled_passes(arguments)?,
@@ -89,7 +89,8 @@ impl BuildRequest {
     /// Where the program goes: `-o`, or `<model>-<quant>-<target>` in the working directory.
     pub(crate) fn output_path(&self, model_name: &str) -> PathBuf {
         self.output.clone().unwrap_or_else(|| {
-            PathBuf::from(format!("{}-{QUANT}-{}", file_name(model_name), self.target.description().name))
+            let quant = quant_name(self.quantization).replace(':', "-");
+            PathBuf::from(format!("{}-{quant}-{}", file_name(model_name), self.target.description().name))
         })
     }
 
@@ -129,29 +130,6 @@ fn file_name(model_name: &str) -> String {
         .collect();
     let name = name.trim_matches(['-', '.']);
     if name.is_empty() { "model".to_owned() } else { name.to_owned() }
-}
-
-fn require_no_quantization(quant: Option<&str>) -> Result<(), Failure> {
-    let Some(quant) = quant.filter(|quant| *quant != QUANT) else { return Ok(()) };
-    let (format, group) =
-        quant.split_once(':').map_or((quant, None), |(format, group)| (format, Some(group)));
-    let is_known = match format {
-        "int8" | "int4" => group.is_none_or(|group| ["32", "64", "128"].contains(&group)),
-        "keep" => group.is_none(),
-        _ => false,
-    };
-    if !is_known {
-        return Err(Failure::Usage(
-            Diagnostic::new("no such quantization")
-                .at("`--quant`")
-                .found(format!("`{quant}`"))
-                .needed("`none`, `int8[:GROUP]`, `int4[:GROUP]` or `keep`, with groups of 32, 64 or 128"),
-        ));
-    }
-    Err(Diagnostic::new(format!("quantization `{quant}` is not available in this version"))
-        .at("`--quant`")
-        .help("build with `--quant none`: weights of a quantized checkpoint are widened to `--dtype`")
-        .into())
 }
 
 fn single_target(targets: &[String]) -> Result<CpuTarget, Failure> {
@@ -270,22 +248,6 @@ mod tests {
         assert_eq!(request.settle_context(32768), Ok(20000));
         let refused = request.settle_context(8192).unwrap_err();
         assert_eq!(refused.found.as_deref(), Some("20000 positions"));
-    }
-
-    #[test]
-    fn quantizations_of_the_contract_are_refused_as_input_and_others_as_usage() {
-        for quant in ["int8", "int4:128", "keep"] {
-            let failure = refusal(|arguments| arguments.quant = Some(quant.to_owned()));
-            assert_eq!(failure.exit_code(), 1, "{quant}");
-            assert!(failure.to_string().contains("--quant none"), "{failure}");
-        }
-        for quant in ["int5", "int8:48", "keep:32", ""] {
-            assert_eq!(
-                refusal(|arguments| arguments.quant = Some(quant.to_owned())).exit_code(),
-                2,
-                "{quant}"
-            );
-        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use qwen2c_graph::{
     Graph, GraphOptions, InterpretError, Interpreter, ModelConfig, SourceError, TensorSource, WeightPart,
     WeightSource, build_graph,
 };
-use qwen2c_request::{Element, Size};
+use qwen2c_request::{Element, Quantization, Size};
 
 use crate::failure::Failure;
 use crate::weights::unreadable;
@@ -50,12 +50,13 @@ pub(crate) fn layers(config: &ModelConfig) -> Vec<u64> {
 pub(crate) fn record(
     config: &ModelConfig,
     dtype: Element,
+    quantization: Option<Quantization>,
     context: u64,
     source: &dyn TensorSource,
 ) -> Result<SelfTestRecord, Failure> {
     let tokens = tokens(config, context);
     let rows = tokens.len() as u64;
-    let options = GraphOptions { dtype, context: rows, slots: 1, layers: Some(layers(config)) };
+    let options = GraphOptions { dtype, quantization, context: rows, slots: 1, layers: Some(layers(config)) };
     let mut graph = build_graph(config, &options);
     resolve(&mut graph, config, rows)?;
     let count = MOST_COLUMNS.min(config.vocabulary);
@@ -187,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_tied_head_gives_a_logit_for_every_chosen_row() {
-        let record = record(&config(), Element::F32, 64, &RandomWeights::new(5)).unwrap();
+        let record = record(&config(), Element::F32, None, 64, &RandomWeights::new(5)).unwrap();
         assert_eq!(record.logits.len(), record.tokens.len() * record.columns.len());
         assert_eq!(record.columns.len(), 64);
         assert!(record.columns.windows(2).all(|pair| pair[0] < pair[1]));
@@ -198,9 +199,10 @@ mod tests {
     fn chosen_rows_are_those_of_the_whole_head() {
         // With a vocabulary of 64 every row is chosen; doubling it halves the choice.
         let whole = ModelConfig { vocabulary: 64, tied_embedding: false, ..config() };
-        let record = record(&whole, Element::F32, 1, &RandomWeights::new(5)).unwrap();
+        let record = record(&whole, Element::F32, None, 1, &RandomWeights::new(5)).unwrap();
         let options = qwen2c_graph::GraphOptions {
             dtype: Element::F32,
+            quantization: None,
             context: 1,
             slots: 1,
             layers: Some(layers(&whole)),

@@ -195,7 +195,7 @@ mod tests {
         PlacedWeight {
             weight: Weight {
                 name: format!("{tensor}.weight"),
-                ty: WeightType { dimensions, element: Element::F32 },
+                ty: WeightType { dimensions, element: Element::F32, quantization: None },
                 source_columns: columns,
                 source: WeightSource::Tensors(vec![WeightPart {
                     tensor: tensor.to_owned(),

@@ -32,6 +32,7 @@ const STACK_ALIGNMENT_BYTES: i64 = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scalar {
     I1,
+    I8,
     I16,
     I32,
     I64,
@@ -43,7 +44,7 @@ pub(crate) enum Scalar {
 impl Scalar {
     const fn bytes(self) -> i64 {
         match self {
-            Self::I1 => 1,
+            Self::I1 | Self::I8 => 1,
             Self::I16 | Self::F16 => 2,
             Self::I32 | Self::F32 => 4,
             Self::I64 | Self::Pointer => 8,
@@ -139,6 +140,7 @@ impl<'c> KernelBuilder<'c> {
     fn mlir_scalar(&self, scalar: Scalar) -> Type<'c> {
         match scalar {
             Scalar::I1 => IntegerType::new(self.context, 1).into(),
+            Scalar::I8 => IntegerType::new(self.context, 8).into(),
             Scalar::I16 => IntegerType::new(self.context, 16).into(),
             Scalar::I32 => IntegerType::new(self.context, 32).into(),
             Scalar::I64 => IntegerType::new(self.context, 64).into(),
@@ -507,6 +509,21 @@ impl<'k> Val<'k> {
         self.builder.emit("arith.fptosi", &[self], self.ty.with(Scalar::I32), &[])
     }
 
+    /// Integer to `f32`.
+    #[track_caller]
+    pub(crate) fn to_float(self) -> Self {
+        self.builder.emit("arith.sitofp", &[self], self.ty.with(Scalar::F32), &[])
+    }
+
+    /// The signed field of `bits` bits that begins at bit `first` of each 32-bit lane, still in 32 bits.
+    #[track_caller]
+    pub(crate) fn signed_field(self, first: u32, bits: u32) -> Self {
+        let above = i64::from(32 - bits - first);
+        let raised = if above == 0 { self } else { self.shift_left(above) };
+        let down = self.builder.int_vector(self.ty.scalar, i64::from(32 - bits), self.ty.lanes);
+        self.builder.emit("arith.shrsi", &[raised, down], self.ty, &[])
+    }
+
     /// A wider integer with the same value.
     #[track_caller]
     pub(crate) fn extend(self, scalar: Scalar) -> Self {
@@ -600,6 +617,17 @@ impl<'k> Buffer<'k> {
     #[track_caller]
     pub(crate) fn at(self, offset: Val<'k>) -> Self {
         Self { pointer: self.address(storage_scalar(self.element), offset), element: self.element }
+    }
+
+    /// The same memory from `offset_bytes` on.
+    #[track_caller]
+    pub(crate) fn at_bytes(self, offset_bytes: Val<'k>) -> Self {
+        Self { pointer: self.address(Scalar::I8, offset_bytes), element: self.element }
+    }
+
+    /// The same memory seen as another element type.
+    pub(crate) fn seen_as(self, element: Element) -> Self {
+        Self { pointer: self.pointer, element }
     }
 
     #[track_caller]

@@ -29,7 +29,8 @@ fn error_of(graph: &Graph, checkpoint: &Checkpoint, golden: &Golden, length: usi
 
 fn graphs(checkpoint: &Checkpoint, dtype: Element) -> [(&'static str, Graph); 2] {
     let config = &checkpoint.description.config;
-    let plain = build_graph(config, &GraphOptions { dtype, context: 64, slots: 1, layers: None });
+    let plain =
+        build_graph(config, &GraphOptions { dtype, quantization: None, context: 64, slots: 1, layers: None });
     let run = |disabled: &BTreeSet<&str>| {
         let mut graph = plain.clone();
         let context = PassContext { config, target_lanes: 8, max_rows: 8 };

@@ -14,9 +14,9 @@ const BF16_TOLERANCE: f64 = 2e-2;
 
 /// Compares the logits of every prompt.
 #[track_caller]
-fn assert_logits(golden: &Golden, program: &Program, tolerance: f64, what: &str) {
+fn assert_logits(golden: &Golden, program: &Program, arguments: &[&str], tolerance: f64, what: &str) {
     for (length, prompt) in &golden.prompts {
-        let found = program.logits(&prompt.tokens, &[]);
+        let found = program.logits(&prompt.tokens, arguments);
         assert_eq!(found.shape, [*length, prompt.logits.shape[1]], "{}: shape of the logits", golden.name);
         let kept: Vec<f32> = prompt.positions.iter().flat_map(|&row| found.row(row)).copied().collect();
         let error = relative_l2(&kept, &prompt.logits.values);
@@ -41,9 +41,9 @@ fn assert_logits(golden: &Golden, program: &Program, tolerance: f64, what: &str)
 
 /// Compares the greedy answers.
 #[track_caller]
-fn assert_greedy(golden: &Golden, program: &Program, what: &str) {
+fn assert_greedy(golden: &Golden, program: &Program, arguments: &[&str], what: &str) {
     for (length, prompt) in golden.prompts.iter().filter(|(_, prompt)| !prompt.greedy.is_empty()) {
-        let found = program.greedy(&prompt.tokens, prompt.greedy.len(), &[]);
+        let found = program.greedy(&prompt.tokens, prompt.greedy.len(), arguments);
         let what = format!("{} {what}, {length} tokens", golden.name);
         assert_same_greedy(&what, &found, &prompt.greedy, &prompt.gaps);
     }
@@ -66,8 +66,8 @@ fn optional_passes() -> Vec<String> {
 fn f32(name: &str) {
     let golden = Golden::load(name);
     let program = Build::new(golden.model()).finish();
-    assert_logits(&golden, &program, F32_TOLERANCE, "f32");
-    assert_greedy(&golden, &program, "f32");
+    assert_logits(&golden, &program, &[], F32_TOLERANCE, "f32");
+    assert_greedy(&golden, &program, &[], "f32");
 }
 
 fn bf16(name: &str) {
@@ -81,16 +81,17 @@ fn f16(name: &str) {
 fn check_half(name: &str, dtype: &str) {
     let golden = Golden::load(name);
     let program = Build::new(golden.model()).with(["--dtype", dtype]).finish();
-    assert_logits(&golden, &program, BF16_TOLERANCE, dtype);
+    assert_logits(&golden, &program, &[], BF16_TOLERANCE, dtype);
 }
 
-/// Chunks that leave a remainder, and a chunk of one row.
+/// Chunks that leave a remainder, and chunks of one row, which take the decode steps.
 fn chunks(name: &str) {
     let golden = Golden::load(name);
+    let program = Build::new(golden.model()).finish();
     for rows in ["7", "1"] {
-        let program = Build::new(golden.model()).with(["--prompt-rows", rows]).finish();
-        assert_logits(&golden, &program, F32_TOLERANCE, &format!("in chunks of {rows}"));
-        assert_greedy(&golden, &program, &format!("in chunks of {rows}"));
+        let chunked = ["--prompt-rows", rows];
+        assert_logits(&golden, &program, &chunked, F32_TOLERANCE, &format!("in chunks of {rows}"));
+        assert_greedy(&golden, &program, &chunked, &format!("in chunks of {rows}"));
     }
 }
 
@@ -100,8 +101,8 @@ fn unfused(name: &str) {
     let passes = optional_passes();
     let switches = passes.iter().flat_map(|pass| ["--no-pass", pass]);
     let program = Build::new(golden.model()).with(switches).finish();
-    assert_logits(&golden, &program, F32_TOLERANCE, "unfused");
-    assert_greedy(&golden, &program, "unfused");
+    assert_logits(&golden, &program, &[], F32_TOLERANCE, "unfused");
+    assert_greedy(&golden, &program, &[], "unfused");
 }
 
 /// The other targets whose programs this machine can run.
@@ -113,9 +114,9 @@ fn targets(name: &str) {
             continue;
         }
         let program = Build::new(golden.model()).with(["--target", target]).finish();
-        assert_logits(&golden, &program, F32_TOLERANCE, target);
+        assert_logits(&golden, &program, &[], F32_TOLERANCE, target);
         let program = Build::new(golden.model()).with(["--target", target, "--dtype", "bf16"]).finish();
-        assert_logits(&golden, &program, BF16_TOLERANCE, target);
+        assert_logits(&golden, &program, &[], BF16_TOLERANCE, target);
     }
 }
 

@@ -11,7 +11,7 @@ mod tests;
 use std::collections::BTreeSet;
 use std::fmt;
 
-use qwen2c_request::{Element, Size, TensorType, WeightLayout};
+use qwen2c_request::{Element, Quantization, Size, TensorType, WeightLayout};
 
 use crate::text::{Subject, draw, print_lines};
 use crate::{Graph, Op, Weight, WeightSource};
@@ -126,6 +126,11 @@ fn weight_is_sound(weight: &Weight) -> Result<(), String> {
     }
     if ty.element == Element::I32 {
         return Err("a weight is of a floating-point type".to_owned());
+    }
+    if let Some(Quantization { bits, group }) = ty.quantization
+        && (ty.dimensions.len() < 2 || ![4, 8].contains(&bits) || ![32, 64, 128].contains(&group))
+    {
+        return Err("matrices alone are quantized, to 4 or 8 bits in groups of 32, 64 or 128".to_owned());
     }
     let columns = ty.columns();
     if weight.source_columns == 0 || weight.source_columns > columns {

@@ -1,6 +1,6 @@
 //! Weights as the graph sees them: a type, and where the elements come from.
 
-use qwen2c_request::{WeightLayout, WeightType};
+use qwen2c_request::{WeightLayout, WeightType, round_row};
 
 /// Why a tensor could not be read.
 pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
@@ -114,6 +114,28 @@ impl Weight {
         }
     }
 
+    /// As [`Weight::read_rows`], with every element as the program sees it: rounded to the weight's type,
+    /// or quantized.
+    ///
+    /// # Errors
+    ///
+    /// The source's error.
+    pub fn read_rounded_rows(
+        &self,
+        source: &dyn TensorSource,
+        first_row: u64,
+        out: &mut [f32],
+    ) -> Result<(), SourceError> {
+        self.read_rows(source, first_row, out)?;
+        match self.ty.quantization {
+            Some(quantization) => {
+                out.chunks_exact_mut(self.ty.columns() as usize).for_each(|row| round_row(quantization, row));
+            }
+            None => out.iter_mut().for_each(|element| *element = self.ty.element.round(*element)),
+        }
+        Ok(())
+    }
+
     fn read_matrix(
         &self,
         parts: &[WeightPart],
@@ -217,7 +239,7 @@ mod tests {
         let dimensions = extents.iter().map(|size| Dimension::constant("n", *size)).collect();
         Weight {
             name: "w".to_owned(),
-            ty: WeightType { dimensions, element: Element::F32 },
+            ty: WeightType { dimensions, element: Element::F32, quantization: None },
             source_columns,
             source,
             layout: None,

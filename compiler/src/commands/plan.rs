@@ -15,8 +15,9 @@ use crate::machine;
 use crate::pipeline::plan_model;
 use crate::prediction::{DecodePrediction, MemoryTable};
 use crate::program::BUILD;
+use crate::quant::quant_name;
 use crate::report::{key, memory_table, prediction_lines, section};
-use crate::request::{BuildRequest, QUANT};
+use crate::request::BuildRequest;
 use crate::table::{Side, Table};
 use crate::timing::Timings;
 use crate::units;
@@ -27,7 +28,7 @@ struct PlanReport {
     model: String,
     parameters: u64,
     target: String,
-    quant: &'static str,
+    quant: String,
     dtype: &'static str,
     context: u64,
     model_maximum_context: u64,
@@ -94,7 +95,7 @@ fn report(
         model: config.name.clone(),
         parameters: parameter_count(config),
         target: request.target.description().name.clone(),
-        quant: QUANT,
+        quant: quant_name(request.quantization),
         dtype: request.dtype.name(),
         context: planned.context,
         model_maximum_context: config.max_context,

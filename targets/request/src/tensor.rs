@@ -212,14 +212,44 @@ impl fmt::Display for TensorType {
     }
 }
 
+/// Group quantization: every `group` consecutive inputs of a row share a scale, rounded to f16, and each
+/// weight is a signed integer of `bits` times that scale. The last group of a row may be shorter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Quantization {
+    /// 8 or 4.
+    pub bits: u32,
+    /// 32, 64 or 128.
+    pub group: u32,
+}
+
+impl Quantization {
+    /// Integers in a dword.
+    pub const fn per_dword(self) -> u32 {
+        32 / self.bits
+    }
+
+    /// The largest integer; the smallest is one further from zero.
+    pub const fn largest(self) -> i32 {
+        (1 << (self.bits - 1)) - 1
+    }
+}
+
+impl fmt::Display for Quantization {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "int{}:{}", self.bits, self.group)
+    }
+}
+
 /// Shape and format of a weight. Linear weights are `[output, input]`, experts
 /// `[experts, output, input]`, vectors `[n]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WeightType {
     /// Outermost dimension first; all constant.
     pub dimensions: Vec<Dimension>,
-    /// Element type as stored in the program. Group formats of quantized weights will join here.
+    /// Element type as stored in the program, or the type it would have without `quantization`.
     pub element: Element,
+    /// Integers with scales instead of elements.
+    pub quantization: Option<Quantization>,
 }
 
 impl WeightType {
@@ -242,7 +272,11 @@ impl WeightType {
 
 impl fmt::Display for WeightType {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        TensorType { dimensions: self.dimensions.clone(), element: self.element }.fmt(formatter)
+        TensorType { dimensions: self.dimensions.clone(), element: self.element }.fmt(formatter)?;
+        match self.quantization {
+            Some(quantization) => write!(formatter, " as {quantization}"),
+            None => Ok(()),
+        }
     }
 }
 

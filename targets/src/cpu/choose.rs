@@ -45,7 +45,7 @@ fn check_head_dim(request: &KernelRequest) -> Result<(), Unservable> {
 fn layouts(lanes: u32, request: &KernelRequest, index: usize, ty: &WeightType) -> Vec<LayoutOption> {
     let row_major = LayoutOption { layout: WeightLayout::RowMajor, cost: 100 };
     let panels = |alternate_halves, cost| LayoutOption {
-        layout: WeightLayout::Panels { lanes, pair: pair_of(ty.element), alternate_halves },
+        layout: WeightLayout::Panels { lanes, pair: pair_of(ty), alternate_halves },
         cost,
     };
     match request.operation {
@@ -54,6 +54,8 @@ fn layouts(lanes: u32, request: &KernelRequest, index: usize, ty: &WeightType) -
         {
             vec![panels(silu_multiply, 100)]
         }
+        // Integers with scales exist in panels alone.
+        Operation::Embed if ty.quantization.is_some() => vec![panels(false, 100)],
         Operation::Embed => vec![row_major, panels(false, PANEL_GATHER_COST)],
         _ => vec![row_major],
     }
@@ -100,7 +102,8 @@ fn cost(lanes: u32, request: &KernelRequest) -> Cost {
         }
         Operation::ExpertMatmul { .. } => expert_cost(request, weight_bytes(0), &mut cost),
         Operation::Embed => {
-            cost.bytes_per_row += request.weights[0].columns() * request.weights[0].element.bytes()
+            // A row is one of the weight's, whatever its format.
+            cost.bytes_per_row += weight_bytes(0) / request.weights[0].rows().max(1);
         }
         Operation::Attention { .. }
         | Operation::AttentionScores { .. }

@@ -5,7 +5,8 @@
 //! read the same bytes.
 
 use qwen2c_request::{
-    CACHE_BLOCK_POSITIONS, CacheKind, CacheType, Element, WeightLayout, WeightType, f32_to_bf16, f32_to_f16,
+    CACHE_BLOCK_POSITIONS, CacheKind, CacheType, Element, Quantization, WeightLayout, WeightType,
+    f32_to_bf16, f32_to_f16, quantize_group,
 };
 
 /// Weights start and end at multiples of this, so that a whole vector may be loaded at the end of a row.
@@ -26,6 +27,10 @@ pub(super) struct PanelGeometry {
     pub(super) pair: u64,
     /// Gate and up panels alternate.
     pub(super) alternate_halves: bool,
+    /// Bytes of an element; of a quantized weight the integers of a dword share 4.
+    element_bytes: u64,
+    /// Integers with scales instead of elements.
+    pub(super) quantization: Option<Quantization>,
 }
 
 impl PanelGeometry {
@@ -37,7 +42,16 @@ impl PanelGeometry {
             [rows, columns] => (1, rows, columns),
             _ => (1, 1, weight.columns()),
         };
-        Self { matrices, rows, columns, lanes: lanes.into(), pair: pair.into(), alternate_halves }
+        Self {
+            matrices,
+            rows,
+            columns,
+            lanes: lanes.into(),
+            pair: pair.into(),
+            alternate_halves,
+            element_bytes: weight.element.bytes(),
+            quantization: weight.quantization,
+        }
     }
 
     /// Panels of one matrix. Halves are panelled one by one, so that a gate panel and its up panel pair.
@@ -49,14 +63,28 @@ impl PanelGeometry {
         }
     }
 
-    /// Elements of a panel.
-    pub(super) fn panel_elements(self) -> u64 {
-        self.columns.div_ceil(self.pair) * self.pair * self.lanes
+    /// Groups of a row of a quantized weight, the last of which may be shorter.
+    pub(super) fn groups(self) -> u64 {
+        self.quantization.map_or(0, |quantization| self.columns.div_ceil(quantization.group.into()))
     }
 
-    /// Elements of one matrix.
-    pub(super) fn matrix_elements(self) -> u64 {
-        self.panels() * self.panel_elements()
+    /// Bytes of a panel's integers or elements; the scales of a quantized panel follow them.
+    pub(super) fn data_bytes(self) -> u64 {
+        let pairs = self.columns.div_ceil(self.pair);
+        match self.quantization {
+            Some(_) => pairs * self.lanes * 4,
+            None => pairs * self.pair * self.lanes * self.element_bytes,
+        }
+    }
+
+    /// Bytes of a panel: elements, or integers and then `[groups, lanes]` scales in f16.
+    pub(super) fn panel_bytes(self) -> u64 {
+        self.data_bytes() + self.groups() * self.lanes * Element::F16.bytes()
+    }
+
+    /// Bytes of one matrix.
+    pub(super) fn matrix_bytes(self) -> u64 {
+        self.panels() * self.panel_bytes()
     }
 
     /// First row of a panel and how many of its rows exist.
@@ -74,14 +102,14 @@ impl PanelGeometry {
 
 /// Bytes of `weight` in `layout`, a multiple of 64.
 pub(super) fn weight_bytes(weight: &WeightType, layout: WeightLayout) -> u64 {
-    let elements = match layout {
-        WeightLayout::RowMajor => weight.rows() * weight.columns(),
+    let bytes = match layout {
+        WeightLayout::RowMajor => weight.rows() * weight.columns() * weight.element.bytes(),
         WeightLayout::Panels { lanes, pair, alternate_halves } => {
             let geometry = PanelGeometry::new(weight, lanes, pair, alternate_halves);
-            geometry.matrices * geometry.matrix_elements()
+            geometry.matrices * geometry.matrix_bytes()
         }
     };
-    (elements * weight.element.bytes()).next_multiple_of(WEIGHT_ALIGNMENT_BYTES)
+    bytes.next_multiple_of(WEIGHT_ALIGNMENT_BYTES)
 }
 
 /// Elements of a value head as stored: whole vectors, so that the weighted sum has no tail.
@@ -114,6 +142,12 @@ fn put_element(element: Element, value: f32, out: &mut [u8]) {
     }
 }
 
+/// Fills the slice with consecutive rows of a weight from a row number on.
+pub type ReadRows<'a, E> = dyn FnMut(u64, &mut [f32]) -> Result<(), E> + 'a;
+
+/// Takes the next packed bytes.
+pub type WriteBytes<'a, E> = dyn FnMut(&[u8]) -> Result<(), E> + 'a;
+
 /// Packs a weight as a stream: reads row blocks through `read(first_row, rows)`, with the rows of all
 /// matrices numbered through, and hands the packed bytes to `write` in order. Exactly
 /// [`qwen2c_request::Target::weight_bytes`] bytes are written; no more than one block of rows is held.
@@ -124,8 +158,8 @@ fn put_element(element: Element, value: f32, out: &mut [u8]) {
 pub fn pack_weight<E>(
     weight: &WeightType,
     layout: WeightLayout,
-    read: &mut dyn FnMut(u64, &mut [f32]) -> Result<(), E>,
-    write: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+    read: &mut ReadRows<'_, E>,
+    write: &mut WriteBytes<'_, E>,
 ) -> Result<(), E> {
     let written = match layout {
         WeightLayout::RowMajor => pack_row_major(weight, read, write)?,
@@ -143,8 +177,8 @@ const ROW_MAJOR_BLOCK_ROWS: u64 = 16;
 
 fn pack_row_major<E>(
     weight: &WeightType,
-    read: &mut dyn FnMut(u64, &mut [f32]) -> Result<(), E>,
-    write: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+    read: &mut ReadRows<'_, E>,
+    write: &mut WriteBytes<'_, E>,
 ) -> Result<u64, E> {
     let (rows, columns, element_bytes) =
         (weight.rows(), weight.columns() as usize, weight.element.bytes() as usize);
@@ -164,23 +198,26 @@ fn pack_row_major<E>(
 fn pack_panels<E>(
     geometry: PanelGeometry,
     element: Element,
-    read: &mut dyn FnMut(u64, &mut [f32]) -> Result<(), E>,
-    write: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+    read: &mut ReadRows<'_, E>,
+    write: &mut WriteBytes<'_, E>,
 ) -> Result<u64, E> {
     let columns = geometry.columns as usize;
     let mut values = vec![0.0; geometry.lanes as usize * columns];
-    let mut bytes = vec![0; (geometry.panel_elements() * element.bytes()) as usize];
+    let mut bytes = vec![0; geometry.panel_bytes() as usize];
     for matrix in 0..geometry.matrices {
         for panel in 0..geometry.panels() {
             let (first, present) = geometry.panel_rows(panel);
             let values = &mut values[..present as usize * columns];
             read(matrix * geometry.rows + first, values)?;
             bytes.fill(0);
-            scatter_panel(geometry, element, values, &mut bytes);
+            match geometry.quantization {
+                Some(quantization) => scatter_quantized_panel(geometry, quantization, values, &mut bytes),
+                None => scatter_panel(geometry, element, values, &mut bytes),
+            }
             write(&bytes)?;
         }
     }
-    Ok(geometry.matrices * geometry.matrix_elements() * element.bytes())
+    Ok(geometry.matrices * geometry.matrix_bytes())
 }
 
 /// Puts the rows of a panel, `[present, columns]`, into `[columns / pair, lanes, pair]`.
@@ -195,6 +232,39 @@ fn scatter_panel(geometry: PanelGeometry, element: Element, values: &[f32], byte
     }
 }
 
+/// Quantizes the rows of a panel and puts the integers into `[columns / pair, lanes]` dwords, the first
+/// input of a dword in its lowest bits, and the scales into `[groups, lanes]`.
+fn scatter_quantized_panel(
+    geometry: PanelGeometry,
+    quantization: Quantization,
+    values: &[f32],
+    bytes: &mut [u8],
+) {
+    let (lanes, group_columns) = (geometry.lanes as usize, quantization.group as usize);
+    let (data, scales) = bytes.split_at_mut(geometry.data_bytes() as usize);
+    let mut integers = vec![0; group_columns];
+    for (lane, row) in values.chunks_exact(geometry.columns as usize).enumerate() {
+        for (group, weights) in row.chunks(group_columns).enumerate() {
+            let integers = &mut integers[..weights.len()];
+            let scale = quantize_group(quantization, weights, integers);
+            scales[(group * lanes + lane) * 2..][..2].copy_from_slice(&scale.to_le_bytes());
+            let per_dword = quantization.per_dword() as usize;
+            for (index, dword) in integers.chunks(per_dword).enumerate() {
+                let place = (group * group_columns / per_dword + index) * lanes + lane;
+                data[place * 4..][..4].copy_from_slice(&pack_dword(quantization.bits, dword).to_le_bytes());
+            }
+        }
+    }
+}
+
+/// Integers side by side, the first in the lowest bits, absent ones zero.
+fn pack_dword(bits: u32, integers: &[i8]) -> u32 {
+    let mask = (1_u32 << bits) - 1;
+    (0_u32..)
+        .zip(integers)
+        .fold(0, |dword, (index, integer)| dword | ((*integer as u32 & mask) << (index * bits)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,6 +275,7 @@ mod tests {
         WeightType {
             dimensions: extents.iter().map(|extent| Dimension::constant("n", *extent)).collect(),
             element,
+            quantization: None,
         }
     }
 
@@ -230,8 +301,7 @@ mod tests {
                 } else {
                     (row / geometry.lanes, row % geometry.lanes)
                 };
-                matrix * geometry.matrix_elements()
-                    + panel * geometry.panel_elements()
+                (matrix * geometry.matrix_bytes() + panel * geometry.panel_bytes()) / ty.element.bytes()
                     + (column / geometry.pair * geometry.lanes + lane) * geometry.pair
                     + column % geometry.pair
             }
@@ -278,6 +348,36 @@ mod tests {
                         let found = unpack_element(&ty, layout, &bytes, row, column);
                         prop_assert_eq!(found, values[(row * columns + column) as usize]);
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn quantized_panels_hold_dwords_and_then_scales() {
+        for (bits, pair, columns) in [(8, 4, 70), (4, 8, 70), (4, 8, 32)] {
+            let quantization = Quantization { bits, group: 32 };
+            let mut ty = weight(&[11, columns], Element::Bf16);
+            ty.quantization = Some(quantization);
+            let layout = WeightLayout::Panels { lanes: 8, pair, alternate_halves: false };
+            let values: Vec<f32> =
+                (0..11 * columns).map(|index| ((index * 37 % 101) as f32 - 50.0) / 64.0).collect();
+            let bytes = pack(&ty, layout, &values);
+            assert_eq!(bytes.len() as u64, weight_bytes(&ty, layout));
+            let geometry = PanelGeometry::new(&ty, 8, pair, false);
+            for (row, expected) in values.chunks(columns as usize).enumerate() {
+                let mut expected = expected.to_vec();
+                qwen2c_request::round_row(quantization, &mut expected);
+                let panel = &bytes[row / 8 * geometry.panel_bytes() as usize..];
+                let scales = &panel[geometry.data_bytes() as usize..];
+                for (column, expected) in expected.iter().enumerate() {
+                    let dword = &panel[(column / pair as usize * 8 + row % 8) * 4..][..4];
+                    let dword = u32::from_le_bytes(dword.try_into().unwrap());
+                    let shift = column as u32 % pair * bits;
+                    let integer = (dword << (32 - bits - shift)) as i32 >> (32 - bits);
+                    let scale = &scales[(column / 32 * 8 + row % 8) * 2..][..2];
+                    let scale = f16_to_f32(u16::from_le_bytes(scale.try_into().unwrap()));
+                    assert_eq!(integer as f32 * scale, *expected, "row {row}, column {column}");
                 }
             }
         }

@@ -4,8 +4,8 @@ use std::ffi::{CString, c_void};
 use std::process::Command;
 
 use qwen2c_request::{
-    CacheKind, CacheType, Dimension, Element, KernelRequest, Operation, Real, Size, Target, TensorType,
-    WeightLayout, WeightType, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16,
+    CacheKind, CacheType, Dimension, Element, KernelRequest, Operation, Quantization, Real, Size, Target,
+    TensorType, WeightLayout, WeightType, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16, round_row,
 };
 
 use super::describe::{CpuTarget, resolve_target};
@@ -42,6 +42,7 @@ fn weight(element: Element, extents: &[u64]) -> WeightType {
     WeightType {
         dimensions: extents.iter().map(|extent| Dimension::constant("n", *extent)).collect(),
         element,
+        quantization: None,
     }
 }
 
@@ -253,6 +254,91 @@ fn products_of_all_types_sizes_and_epilogues() {
                 }
             }
         }
+    }
+}
+
+/// `values` as the packer quantizes them.
+fn dequantized(quantization: Quantization, values: &[f32], columns: u64) -> Vec<f32> {
+    let mut values = values.to_vec();
+    values.chunks_mut(columns as usize).for_each(|row| round_row(quantization, row));
+    values
+}
+
+#[test]
+fn products_and_gathers_of_quantized_weights() {
+    for target in targets() {
+        for (bits, group) in [(8, 32), (4, 32), (4, 64), (8, 128), (4, 128)] {
+            let quantization = Quantization { bits, group };
+            for (element, inputs, outputs, count, max_rows) in [
+                (Element::Bf16, 128_u64, 64_u64, 1_u64, 1_u64),
+                (Element::Bf16, 101, 107, 1, 1),
+                (Element::Bf16, 101, 40, 13, 256),
+                (Element::F32, 71, 33, 9, 256),
+                (Element::F16, 132, 33, 9, 256),
+            ] {
+                let mut w_type = weight(element, &[outputs, inputs]);
+                w_type.quantization = Some(quantization);
+                let (x, w) = (numbers(count * inputs, 21), numbers(outputs * inputs, 22));
+                let rounded = dequantized(quantization, &w, inputs);
+                let mut ty = request(
+                    Operation::Matmul { bias: false, residual: false, silu_multiply: false },
+                    vec![rows(element, &[inputs])],
+                    vec![w_type.clone()],
+                    vec![rows(Element::F32, &[outputs])],
+                );
+                ty.max_rows = max_rows;
+                let found =
+                    run(&target, &ty, count, std::slice::from_ref(&x), std::slice::from_ref(&w), &mut []);
+                assert_close(&found[0], &product(&x, &rounded, inputs as usize), 1e-5);
+
+                let embed = request(
+                    Operation::Embed,
+                    vec![rows(Element::I32, &[])],
+                    vec![w_type],
+                    vec![rows(Element::F32, &[inputs])],
+                );
+                let tokens = vec![outputs as f32 - 1.0, 0.0, 17.0];
+                let expected: Vec<f32> = tokens
+                    .iter()
+                    .flat_map(|token| {
+                        rounded[*token as usize * inputs as usize..][..inputs as usize].to_vec()
+                    })
+                    .collect();
+                let found = run(&target, &embed, 3, &[tokens], std::slice::from_ref(&w), &mut []);
+                assert_eq!(found[0], expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn products_of_quantized_experts() {
+    let (experts, choices, hidden, width, count) = (5_u64, 2_u64, 40_u64, 12_u64, 7_u64);
+    let quantization = Quantization { bits: 4, group: 32 };
+    let (x, w) = (numbers(count * hidden, 23), numbers(experts * 2 * width * hidden, 24));
+    let rounded = dequantized(quantization, &w, hidden);
+    let chosen: Vec<f32> = (0..count * choices).map(|entry| (entry * 3 % experts) as f32).collect();
+    let expected: Vec<f32> = (0..(count * choices) as usize)
+        .flat_map(|entry| {
+            let sums = product(
+                &x[entry / 2 * 40..][..40],
+                &rounded[chosen[entry] as usize * 24 * 40..][..24 * 40],
+                40,
+            );
+            (0..12).map(|n| silu(sums[n]) * sums[n + 12]).collect::<Vec<_>>()
+        })
+        .collect();
+    for target in targets() {
+        let mut w_type = weight(Element::F32, &[experts, 2 * width, hidden]);
+        w_type.quantization = Some(quantization);
+        let ty = request(
+            Operation::ExpertMatmul { grouped: false, silu_multiply: true },
+            vec![rows(Element::F32, &[hidden]), rows(Element::I32, &[choices])],
+            vec![w_type],
+            vec![rows(Element::F32, &[choices, width])],
+        );
+        let found = run(&target, &ty, count, &[x.clone(), chosen.clone()], std::slice::from_ref(&w), &mut []);
+        assert_close(&found[0], &expected, 1e-5);
     }
 }
 

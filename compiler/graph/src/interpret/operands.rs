@@ -79,8 +79,8 @@ impl<'a> Operands<'a> {
         let place = &mut self.kept_weights[self.op.weights[index].0 as usize];
         if place.is_none() {
             let mut elements = vec![0.0; (weight.rows() * weight.ty.columns()) as usize];
-            weight.read_rows(self.source, 0, &mut elements).map_err(|cause| unreadable(weight, cause))?;
-            elements.iter_mut().for_each(|element| *element = weight.ty.element.round(*element));
+            let read = weight.read_rounded_rows(self.source, 0, &mut elements);
+            read.map_err(|cause| unreadable(weight, cause))?;
             *place = Some(elements);
         }
         Ok(place.as_deref().expect("it was just read"))
@@ -89,9 +89,7 @@ impl<'a> Operands<'a> {
     /// One row of a weight, rounded to its type.
     pub(super) fn weight_row(&self, index: usize, row: u64, out: &mut [f32]) -> Result<(), InterpretError> {
         let weight = self.weight(index);
-        weight.read_rows(self.source, row, out).map_err(|cause| unreadable(weight, cause))?;
-        out.iter_mut().for_each(|element| *element = weight.ty.element.round(*element));
-        Ok(())
+        weight.read_rounded_rows(self.source, row, out).map_err(|cause| unreadable(weight, cause))
     }
 
     /// Calls `each` with rows `first` to `first + count` of a weight and their numbers, counted from 0,

@@ -1,6 +1,8 @@
 //! Adds operations, values and weights to the graph under the current layer's name.
 
-use qwen2c_request::{CacheKind, CacheType, Dimension, Element, Operation, Real, TensorType, WeightType};
+use qwen2c_request::{
+    CacheKind, CacheType, Dimension, Element, Operation, Quantization, Real, TensorType, WeightType,
+};
 
 use super::GraphOptions;
 use crate::{CacheId, Graph, ModelConfig, Op, ValueId, Weight, WeightId, WeightPart, WeightSource};
@@ -47,6 +49,7 @@ impl<'a> Builder<'a> {
                     Dimension::constant("head_dim", config.head_dim),
                 ],
                 element: Element::F32,
+                quantization: None,
             },
             source_columns: config.head_dim,
             source: WeightSource::UnresolvedRopeTable,
@@ -85,23 +88,37 @@ impl<'a> Builder<'a> {
     /// A vector kept in f32: norm weights and biases.
     pub(super) fn vector(&mut self, name: &str, extent: Extent, tensor: &str) -> WeightId {
         let part = WeightPart { tensor: self.tensor(tensor), rows: extent.1, padded_rows: extent.1 };
-        self.weight(name, &[extent], Element::F32, vec![part])
+        self.weight(name, &[extent], Element::F32, None, vec![part])
     }
 
     /// A linear weight `[output, input]` in the program's type.
     pub(super) fn matrix(&mut self, name: &str, extents: [Extent; 2], tensor: &str) -> WeightId {
-        self.typed_matrix(name, extents, tensor, self.options.dtype)
+        self.typed_matrix(name, extents, tensor, self.options.dtype, self.quantization())
     }
 
     /// A linear weight `[output, input]` kept in f32: what decides between experts.
     pub(super) fn exact_matrix(&mut self, name: &str, extents: [Extent; 2], tensor: &str) -> WeightId {
-        self.typed_matrix(name, extents, tensor, Element::F32)
+        self.typed_matrix(name, extents, tensor, Element::F32, None)
     }
 
-    fn typed_matrix(&mut self, name: &str, extents: [Extent; 2], tensor: &str, element: Element) -> WeightId {
+    /// How linear weights are quantized here: embedding and head, which stand outside the blocks, one step
+    /// finer than the blocks, since every token passes through them.
+    fn quantization(&self) -> Option<Quantization> {
+        let quantization = self.options.quantization?;
+        Some(if self.layer.is_some() { quantization } else { Quantization { bits: 8, ..quantization } })
+    }
+
+    fn typed_matrix(
+        &mut self,
+        name: &str,
+        extents: [Extent; 2],
+        tensor: &str,
+        element: Element,
+        quantization: Option<Quantization>,
+    ) -> WeightId {
         let rows = extents[0].1;
         let part = WeightPart { tensor: self.tensor(tensor), rows, padded_rows: rows };
-        self.weight(name, &extents, element, vec![part])
+        self.weight(name, &extents, element, quantization, vec![part])
     }
 
     /// Weights of all experts, `[experts, output, input]`; `tensor` names that of an expert.
@@ -114,7 +131,7 @@ impl<'a> Builder<'a> {
         let [(_, experts), (_, rows), _] = extents;
         let part = |expert| WeightPart { tensor: self.tensor(&tensor(expert)), rows, padded_rows: rows };
         let parts = (0..experts).map(part).collect();
-        self.weight(name, &extents, self.options.dtype, parts)
+        self.weight(name, &extents, self.options.dtype, self.quantization(), parts)
     }
 
     fn weight(
@@ -122,10 +139,11 @@ impl<'a> Builder<'a> {
         name: &str,
         extents: &[Extent],
         element: Element,
+        quantization: Option<Quantization>,
         parts: Vec<WeightPart>,
     ) -> WeightId {
         let dimensions = extents.iter().map(|(name, size)| Dimension::constant(*name, *size)).collect();
-        let ty = WeightType { dimensions, element };
+        let ty = WeightType { dimensions, element, quantization };
         self.graph.add_weight(Weight {
             name: self.full_name(name),
             source_columns: ty.columns(),

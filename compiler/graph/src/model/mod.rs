@@ -12,7 +12,7 @@ mod mlp;
 #[cfg(test)]
 mod tests;
 
-use qwen2c_request::{Element, Operation, Real};
+use qwen2c_request::{Element, Operation, Quantization, Real};
 
 use crate::{Graph, ModelConfig, ValueId};
 use builder::Builder;
@@ -22,6 +22,8 @@ use builder::Builder;
 pub struct GraphOptions {
     /// Type of activations, linear weights, embedding and caches: not [`Element::I32`].
     pub dtype: Element,
+    /// Quantization of the blocks' linear weights; embedding and head take 8 bits of the same group.
+    pub quantization: Option<Quantization>,
     /// Positions of a slot's cache.
     pub context: u64,
     /// Sequences served at once.

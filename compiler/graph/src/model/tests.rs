@@ -44,7 +44,7 @@ fn tiny_experts() -> ModelConfig {
 }
 
 fn options() -> GraphOptions {
-    GraphOptions { dtype: Element::Bf16, context: 64, slots: 1, layers: None }
+    GraphOptions { dtype: Element::Bf16, quantization: None, context: 64, slots: 1, layers: None }
 }
 
 #[test]

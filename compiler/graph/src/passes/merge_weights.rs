@@ -28,6 +28,7 @@ pub(super) fn merge_weights(
         };
         weight.ty.dimensions.len() == rank
             && weight.ty.element == first.ty.element
+            && weight.ty.quantization == first.ty.quantization
             && others(&weight.ty) == others(&first.ty)
             && (rank == 1 || weight.source_columns == first.source_columns)
             && (rank > 1 || weight.source_columns == weight.ty.columns())

@@ -166,7 +166,7 @@ pub(crate) fn passed(
     max_rows: u64,
     disabled: &BTreeSet<&str>,
 ) -> Graph {
-    let options = GraphOptions { dtype, context: 32, slots: 1, layers: None };
+    let options = GraphOptions { dtype, quantization: None, context: 32, slots: 1, layers: None };
     let mut graph = build_graph(config, &options);
     run_passes(&mut graph, &context(config, max_rows), disabled, &mut |_, _, _| {})
         .unwrap_or_else(|error| panic!("{error}: {}", error.cause));
@@ -271,7 +271,8 @@ fn graphs_after_all_passes() {
 #[test]
 fn reports_tell_what_was_saved() {
     let config = tiny_config();
-    let options = GraphOptions { dtype: Element::Bf16, context: 32, slots: 1, layers: None };
+    let options =
+        GraphOptions { dtype: Element::Bf16, quantization: None, context: 32, slots: 1, layers: None };
     let mut graph = build_graph(&config, &options);
     let mut seen = Vec::new();
     let disabled = BTreeSet::from(["fuse_attention"]);

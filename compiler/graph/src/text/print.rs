@@ -157,7 +157,11 @@ pub(crate) fn tensor_type(ty: &TensorType) -> String {
 
 /// `bf16[vocabulary=151936, hidden=896]`.
 pub(crate) fn weight_type(ty: &WeightType) -> String {
-    tensor_type(&TensorType { dimensions: ty.dimensions.clone(), element: ty.element })
+    let text = tensor_type(&TensorType { dimensions: ty.dimensions.clone(), element: ty.element });
+    match ty.quantization {
+        Some(quantization) => format!("{text} as int{}({})", quantization.bits, quantization.group),
+        None => text,
+    }
 }
 
 fn dimension(dimension: &Dimension) -> String {

@@ -1,9 +1,11 @@
 //! The text form of any graph reads back as that graph, and no text makes the parser panic.
 
 use proptest::collection::vec;
+use proptest::option;
 use proptest::prelude::*;
 use qwen2c_request::{
-    CacheKind, CacheType, Dimension, Element, Operation, Real, Size, TensorType, WeightLayout, WeightType,
+    CacheKind, CacheType, Dimension, Element, Operation, Quantization, Real, Size, TensorType, WeightLayout,
+    WeightType,
 };
 
 use super::{parse_graph, print_graph};
@@ -145,8 +147,10 @@ fn parts() -> impl Strategy<Value = Vec<WeightPart>> {
 
 fn weight() -> impl Strategy<Value = Weight> {
     let dimension = (name(), any::<u64>()).prop_map(|(name, size)| Dimension::constant(name, size));
-    let ty = (vec(dimension, 0..4), element())
-        .prop_map(|(dimensions, element)| WeightType { dimensions, element });
+    let quantization =
+        (prop_oneof![Just(4), Just(8)], any::<u32>()).prop_map(|(bits, group)| Quantization { bits, group });
+    let ty = (vec(dimension, 0..4), element(), option::of(quantization))
+        .prop_map(|(dimensions, element, quantization)| WeightType { dimensions, element, quantization });
     let table = (vec(real(), 0..4), real()).prop_map(|(inverse_frequencies, attention_factor)| {
         WeightSource::RopeTable(RopeTable { inverse_frequencies, attention_factor })
     });

@@ -160,6 +160,10 @@ fn weights_are_filled_by_their_tensors() {
     broken("weight @z: f32[n=1, m=2] = \"a\"[1] columns 0", "takes 0 columns, needs 1 to 2");
     broken("weight @z: i32[n=1] = \"a\"[1]", "a weight is of a floating-point type");
     broken("weight @z: f32[] = \"a\"[1]", "a weight has dimensions, all of them numbers");
+    let rule = "matrices alone are quantized, to 4 or 8 bits in groups of 32, 64 or 128";
+    sound("weight @z: bf16[n=1, m=2] as int4(32) = \"a\"[1]");
+    broken("weight @z: bf16[n=1, m=2] as int4(33) = \"a\"[1]", rule);
+    broken("weight @z: bf16[n=1] as int8(32) = \"a\"[1]", rule);
     let panels = |layout: &str| format!("weight @z: f32[n=1, m=2] = \"a\"[1] layout panels({layout})");
     sound(&panels("16, 2"));
     broken(&panels("0, 2"), "panels have 1 or more lanes and pairs, found 0 and 2");

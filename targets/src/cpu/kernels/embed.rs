@@ -5,10 +5,10 @@
 //! for column in 0..hidden: out[row, column] = weight[token[row], column]
 //! ```
 
-use qwen2c_request::WeightLayout;
+use qwen2c_request::{Element, Quantization, WeightLayout};
 
 use super::Kernel;
-use crate::builder::Val;
+use crate::builder::{Buffer, Scalar, Val};
 use crate::cpu::layout::PanelGeometry;
 
 /// One row.
@@ -27,12 +27,49 @@ pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, row: Val<'k>) {
         }
         WeightLayout::Panels { lanes, pair, alternate_halves } => {
             let geometry = PanelGeometry::new(kernel.weight_type(0), lanes, pair, alternate_halves);
-            let (lanes, pair) = (k.int(lanes), k.int(pair));
-            let panel = weight.at(token / lanes * k.int(geometry.panel_elements()) + token % lanes * pair);
-            k.repeat(k.int(0), k.int(hidden), 1, |column| {
-                let place = column / pair * lanes * pair + column % pair;
-                out.store(column, panel.load(place, 1));
-            });
+            let lanes = k.int(lanes);
+            let panel = weight.at_bytes(token / lanes * k.int(geometry.panel_bytes()));
+            match geometry.quantization {
+                Some(quantization) => {
+                    gather_integers(kernel, panel, token % lanes, (geometry, quantization), out)
+                }
+                None => {
+                    let pair = k.int(pair);
+                    let lane = panel.at(token % lanes * pair);
+                    k.repeat(k.int(0), k.int(hidden), 1, |column| {
+                        let place = column / pair * lanes * pair + column % pair;
+                        out.store(column, lane.load(place, 1));
+                    });
+                }
+            }
         }
+    }
+}
+
+/// One lane of a panel of integers with scales.
+fn gather_integers<'k>(
+    kernel: &Kernel<'k, '_>,
+    panel: Buffer<'k>,
+    lane: Val<'k>,
+    (geometry, quantization): (PanelGeometry, Quantization),
+    out: Buffer<'k>,
+) {
+    let k = kernel.k;
+    let (lanes, per_dword) = (k.int(geometry.lanes), quantization.per_dword());
+    let scales = panel.at_bytes(k.int(geometry.data_bytes())).seen_as(Element::F16);
+    let gather = |dword: Val<'k>, inputs: u32| {
+        let column = dword * k.int(per_dword);
+        let scale = scales.load(column / k.int(quantization.group) * lanes + lane, 1);
+        let packed = panel.load_as(Scalar::I32, dword * lanes + lane, 1);
+        for input in 0..inputs {
+            let value = packed.signed_field(input * quantization.bits, quantization.bits).to_float() * scale;
+            out.store(column + k.int(input), value);
+        }
+    };
+    let whole = k.int(geometry.columns / u64::from(per_dword));
+    k.repeat(k.int(0), whole, 1, |dword| gather(dword, per_dword));
+    let rest = (geometry.columns % u64::from(per_dword)) as u32;
+    if rest > 0 {
+        gather(whole, rest);
     }
 }

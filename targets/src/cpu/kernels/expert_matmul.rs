@@ -85,8 +85,8 @@ fn multiply_entries<'k>(
     panels: u32,
 ) {
     let (k, lanes) = (kernel.k, kernel.lanes);
-    let matrix = geometry(kernel.layouts, kernel.weight_type(0), lanes).matrix_elements();
-    let product = PanelProduct::new(kernel, expert * k.int(matrix));
+    let matrix_bytes = geometry(kernel.layouts, kernel.weight_type(0), lanes).matrix_bytes();
+    let product = PanelProduct::new(kernel, expert * k.int(matrix_bytes));
     let inputs = k.int(product.geometry.columns);
     // `x` has a row for each entry (behind the first product) or one for all choices of a row.
     let is_by_entry = kernel.input_type(0).dimensions.len() == 3;

@@ -55,7 +55,8 @@ fn graph(dtype: Element) -> Graph {
             dense_layers: Vec::new(),
         }),
     };
-    let mut graph = build_graph(&config, &GraphOptions { dtype, context: 8, slots: 2, layers: None });
+    let mut graph =
+        build_graph(&config, &GraphOptions { dtype, quantization: None, context: 8, slots: 2, layers: None });
     let table = RopeTable { inverse_frequencies: vec![1.0, 0.2, 0.05], attention_factor: 1.0 };
     graph.weights[0].source = WeightSource::RopeTable(table);
     graph

@@ -1,6 +1,6 @@
 //! The line of a weight: type, tensors or rotary table, layout.
 
-use qwen2c_request::{TensorType, WeightLayout, WeightType};
+use qwen2c_request::{Quantization, TensorType, WeightLayout, WeightType};
 
 use super::super::parts::{MOST_PARTS, repeat};
 use super::super::scan::Token;
@@ -8,7 +8,7 @@ use super::{Fault, Parser};
 use crate::{RopeTable, Weight, WeightPart, WeightSource};
 
 impl Parser<'_> {
-    /// `weight @name: type = source [columns N] [layout L]`
+    /// `weight @name: type [as int4(32)] = source [columns N] [layout L]`
     pub(super) fn weight(&mut self) -> Result<(), Fault> {
         self.keyword("weight")?;
         let name = self.defined("weight", '@', |parser, name| parser.weights.contains_key(name))?;
@@ -17,7 +17,8 @@ impl Parser<'_> {
         if dimensions.iter().any(|dimension| dimension.size.constant().is_none()) {
             return Err(("every dimension of a weight needs a number".to_owned(), place));
         }
-        let ty = WeightType { dimensions, element };
+        let quantization = if self.accept(Token::Word("as"))? { Some(self.quantization()?) } else { None };
+        let ty = WeightType { dimensions, element, quantization };
         self.symbol('=')?;
         let source = self.weight_source()?;
         let mut source_columns = ty.columns();
@@ -28,6 +29,20 @@ impl Parser<'_> {
         let id = self.graph.add_weight(Weight { name: name.clone(), ty, source_columns, source, layout });
         self.weights.insert(name, id);
         Ok(())
+    }
+
+    /// `int8(32)` or `int4(128)`
+    fn quantization(&mut self) -> Result<Quantization, Fault> {
+        let (word, place) = self.word("a quantization")?;
+        let bits = match word {
+            "int8" => 8,
+            "int4" => 4,
+            _ => return Err((format!("expected `int8(…)` or `int4(…)`, found `{word}`"), place)),
+        };
+        self.symbol('(')?;
+        let group = self.number("a group size")?;
+        self.symbol(')')?;
+        Ok(Quantization { bits, group })
     }
 
     fn weight_source(&mut self) -> Result<WeightSource, Fault> {

@@ -1,0 +1,90 @@
+//! Quantized programs: against the interpreter on the dequantized weights, and against what was lost.
+
+use std::collections::BTreeSet;
+
+use qwen2c_checkpoint::Checkpoint;
+use qwen2c_graph::passes::{PASSES, PassContext, run_passes};
+use qwen2c_graph::{GraphOptions, Interpreter, build_graph};
+use qwen2c_request::{Element, Quantization};
+use qwen2c_tests::{Build, Golden, Program, host_targets, relative_l2};
+
+/// Prompt of the comparisons.
+const LENGTH: usize = 33;
+
+/// The interpreter's logits on the dequantized weights, without any optional pass.
+fn interpreted(golden: &Golden, dtype: Element, quantization: Quantization) -> Vec<f32> {
+    let checkpoint = Checkpoint::open(&golden.model()).expect("a golden checkpoint");
+    let config = &checkpoint.description.config;
+    let options =
+        GraphOptions { dtype, quantization: Some(quantization), context: 64, slots: 1, layers: None };
+    let mut graph = build_graph(config, &options);
+    let optional: BTreeSet<&str> = PASSES.iter().filter(|pass| pass.optional).map(|pass| pass.name).collect();
+    let context = PassContext { config, target_lanes: 8, max_rows: 64 };
+    run_passes(&mut graph, &context, &optional, &mut |_, _, _| {}).expect("a valid graph");
+    let mut interpreter = Interpreter::new(&graph, &checkpoint).expect("a valid graph");
+    let tokens = &golden.prompts[&LENGTH].tokens;
+    let rows: Vec<u32> = (0..tokens.len() as u32).collect();
+    interpreter.step(tokens, &rows, &vec![0; rows.len()], &rows).expect("a step")
+}
+
+fn build(golden: &Golden, quant: &str, dtype: &str, target: &str) -> Program {
+    Build::new(golden.model()).with(["--quant", quant, "--dtype", dtype, "--target", target]).finish()
+}
+
+/// Compares a program with the interpreter that rounds activations as it does.
+#[track_caller]
+fn assert_agrees(golden: &Golden, (quant, bits, group): (&str, u32, u32), dtype: Element, target: &str) {
+    let tokens = &golden.prompts[&LENGTH].tokens;
+    let expected = interpreted(golden, dtype, Quantization { bits, group });
+    let program = build(golden, quant, dtype.name(), target);
+    let tolerance = if dtype == Element::F32 { 1e-4 } else { 2e-2 };
+    for rows in ["256", "1"] {
+        let error = relative_l2(&program.logits(tokens, &["--prompt-rows", rows]).values, &expected);
+        let name = &golden.name;
+        assert!(error <= tolerance, "{name} {quant} {dtype} {target}, by {rows} rows: off by {error:.3e}");
+    }
+}
+
+#[test]
+fn programs_agree_with_the_interpreter_on_the_dequantized_weights() {
+    for name in ["dense-gqa", "dense-head80", "moe-normalized", "moe-sparse-step", "gguf-llama"] {
+        let golden = Golden::load(name);
+        assert_agrees(&golden, ("int8", 8, 32), Element::F32, "native");
+        assert_agrees(&golden, ("int4", 4, 32), Element::F32, "native");
+    }
+}
+
+#[test]
+fn the_same_on_every_target_in_other_types_and_groups() {
+    let golden = Golden::load("moe-sparse-step");
+    for target in host_targets() {
+        assert_agrees(&golden, ("int4:64", 4, 64), Element::F32, target);
+        assert_agrees(&golden, ("int8:128", 8, 128), Element::Bf16, target);
+        assert_agrees(&golden, ("int4", 4, 32), Element::F16, target);
+    }
+}
+
+#[test]
+fn what_is_lost_is_small_at_8_bits_and_bounded_at_4() {
+    let golden = Golden::load("dense-gqa");
+    let prompt = &golden.prompts[&LENGTH];
+    let error = |quant: &str| {
+        let found = build(&golden, quant, "f32", "native").logits(&prompt.tokens, &[]);
+        relative_l2(&found.values, &prompt.logits.values)
+    };
+    let (int8, int4) = (error("int8"), error("int4"));
+    assert!(int8 > 0.0 && int8 < 0.03, "int8: {int8:.3e}");
+    assert!(int4 > int8 && int4 < 0.35, "int4: {int4:.3e}");
+}
+
+#[test]
+fn the_self_test_and_the_facts_know_the_quantization() {
+    let program = build(&Golden::load("moe-sparse-step"), "int4:128", "bf16", "native");
+    program.run(["self-test"]).success();
+    let info = program.run(["info", "--json"]).success().json();
+    assert_eq!(info["quant"], "int4:128");
+    let whole =
+        Build::new(Golden::load("moe-sparse-step").model()).finish().run(["info", "--json"]).success().json();
+    let bytes = |info: &serde_json::Value| info["weight_bytes"].as_u64().expect("a number");
+    assert!(bytes(&info) < bytes(&whole));
+}
