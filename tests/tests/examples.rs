@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use qwen2c_tests::{compiler, repository, run, smollm2_gguf};
+use qwen2c_tests::{compiler, repository, run, smollm2_gguf, without_cargo_variables};
 
 #[test]
 fn the_quickstart_ends_with_an_answer() {
