@@ -8,7 +8,7 @@ use qwen2c_tests::{repository, run};
 use serde_json::Value;
 
 /// Lines of the longest file that is accepted.
-const MOST_LINES_OF_A_FILE: usize = 720;
+const MOST_LINES_OF_A_FILE: usize = 440;
 /// Names that say nothing about what a file is for.
 const EMPTY_NAMES: [&str; 8] = ["util", "utils", "helper", "helpers", "common", "manager", "misc", "stuff"];
 

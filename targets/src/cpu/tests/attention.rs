@@ -1,0 +1,179 @@
+//! Rotation, caches and attention.
+
+use super::*;
+
+/// Rotated halves of one head.
+fn rotated(x: &[f32], table: &[f32]) -> Vec<f32> {
+    let half = x.len() / 2;
+    let low = (0..half).map(|i| x[i] * table[i] - x[i + half] * table[i + half]);
+    let high = (0..half).map(|i| x[i + half] * table[i] + x[i] * table[i + half]);
+    low.chain(high).collect()
+}
+
+/// Attention in plain loops: `[rows, heads · head_dim]` for rows at `positions`.
+fn attention(
+    q: &[f32],
+    keys: &[Vec<f32>],
+    values: &[Vec<f32>],
+    positions: &[usize],
+    shape: (usize, usize, usize),
+    scale: f32,
+) -> Vec<f32> {
+    let (heads, kv_heads, head_dim) = shape;
+    let mut out = Vec::new();
+    for (row, position) in positions.iter().enumerate() {
+        for head in 0..heads {
+            let q = &q[(row * heads + head) * head_dim..][..head_dim];
+            let kv = head / (heads / kv_heads) * head_dim;
+            let scores: Vec<f32> = (0..=*position)
+                .map(|p| scale * q.iter().zip(&keys[p][kv..kv + head_dim]).map(|(q, k)| q * k).sum::<f32>())
+                .collect();
+            let largest = scores.iter().copied().fold(f32::MIN, f32::max);
+            let weights: Vec<f32> = scores.iter().map(|score| (score - largest).exp()).collect();
+            let sum: f32 = weights.iter().sum();
+            for column in 0..head_dim {
+                let total: f32 =
+                    weights.iter().enumerate().map(|(p, weight)| weight * values[p][kv + column]).sum();
+                out.push(total / sum);
+            }
+        }
+    }
+    out
+}
+
+#[test]
+fn attention_fused_and_in_steps_over_a_cache_of_several_blocks() {
+    let (heads, kv_heads, context, count) = (6_u64, 3_u64, 600_u64, 600_u64);
+    for (head_dim, element) in [(80_u64, Element::F32), (10, Element::F32), (64, Element::Bf16)] {
+        let cache = |kind| CacheType { kind, slots: 2, kv_heads, context, head_dim, element };
+        let (kv_width, q_width) = (kv_heads * head_dim, heads * head_dim);
+        let width = q_width + 2 * kv_width;
+        let table = numbers(context * head_dim, 11);
+        let (qkv, bias) = (numbers(count * width, 12), numbers(width, 13));
+        let row = |position: usize| -> Vec<f32> {
+            (0..width as usize).map(|n| qkv[position * width as usize + n] + bias[n]).collect()
+        };
+        let rotate_heads = |x: &[f32], position: usize| -> Vec<f32> {
+            let table = &table[position * head_dim as usize..][..head_dim as usize];
+            x.chunks(head_dim as usize).flat_map(|head| rotated(head, table)).collect()
+        };
+        let all: Vec<Vec<f32>> = (0..count as usize).map(row).collect();
+        let (q_end, k_end) = (q_width as usize, (q_width + kv_width) as usize);
+        let round = |x: Vec<f32>| x.into_iter().map(|x| element.round(x)).collect::<Vec<f32>>();
+        let queries: Vec<f32> =
+            all.iter().enumerate().flat_map(|(p, x)| rotate_heads(&x[..q_end], p)).collect();
+        let keys: Vec<Vec<f32>> =
+            all.iter().enumerate().map(|(p, x)| round(rotate_heads(&x[q_end..k_end], p))).collect();
+        let values: Vec<Vec<f32>> = all.iter().map(|x| round(x[k_end..].to_vec())).collect();
+        let positions: Vec<f32> = (0..count).map(|position| position as f32).collect();
+        let slots = vec![1.0; count as usize];
+        for target in targets() {
+            let bytes = |kind| vec![0_u8; target.cache_bytes(&cache(kind)) as usize];
+            let mut caches = [bytes(CacheKind::Key), bytes(CacheKind::Value)];
+            let indices = || vec![rows(Element::I32, &[]), rows(Element::I32, &[])];
+            let mut write = request(
+                Operation::RotateAndWriteCache { heads, bias: true },
+                [vec![rows(Element::F32, &[width])], indices()].concat(),
+                vec![weight(Element::F32, &[context, head_dim]), weight(Element::F32, &[width])],
+                vec![rows(Element::F32, &[q_width])],
+            );
+            write.caches = vec![cache(CacheKind::Key), cache(CacheKind::Value)];
+            let given = [qkv.clone(), positions.clone(), slots.clone()];
+            let found = run(&target, &write, count, &given, &[table.clone(), bias.clone()], &mut caches);
+            assert_close(&found[0], &queries, 1e-6);
+
+            // Three rows look at the cache: within the first block, at its end, in the last.
+            let looking = [5_usize, 255, 599];
+            let q: Vec<f32> = looking.iter().flat_map(|p| queries[p * q_end..][..q_end].to_vec()).collect();
+            let at: Vec<f32> = looking.iter().map(|position| *position as f32).collect();
+            let scale = 0.3;
+            let shape = (heads as usize, kv_heads as usize, head_dim as usize);
+            let expected = attention(&q, &keys, &values, &looking, shape, scale);
+            let given = [q, at.clone(), vec![1.0; 3]];
+            let mut fused = request(
+                Operation::Attention { heads, scale: Real(scale) },
+                [vec![rows(Element::F32, &[q_width])], indices()].concat(),
+                vec![],
+                vec![rows(Element::F32, &[q_width])],
+            );
+            fused.caches = write.caches.clone();
+            assert_close(&run(&target, &fused, 3, &given, &[], &mut caches)[0], &expected, 1e-5);
+
+            let scores_type = || rows(Element::F32, &[heads, context]);
+            let mut scores = request(
+                Operation::AttentionScores { heads, scale: Real(scale) },
+                fused.inputs.clone(),
+                vec![],
+                vec![scores_type()],
+            );
+            scores.caches = vec![cache(CacheKind::Key)];
+            let found = run(&target, &scores, 3, &given, &[], &mut caches[..1]);
+            assert_eq!(found[0][6], 77.0, "a hidden position was written");
+            let softmax = request(
+                Operation::CausalSoftmax,
+                vec![scores_type(), rows(Element::I32, &[])],
+                vec![],
+                vec![scores_type()],
+            );
+            let found = run(&target, &softmax, 3, &[found[0].clone(), at], &[], &mut []);
+            let mut sums = request(
+                Operation::AttentionValues { heads },
+                [vec![scores_type()], indices()].concat(),
+                vec![],
+                vec![rows(Element::F32, &[q_width])],
+            );
+            sums.caches = vec![cache(CacheKind::Value)];
+            let given = [found[0].clone(), given[1].clone(), given[2].clone()];
+            assert_close(&run(&target, &sums, 3, &given, &[], &mut caches[1..])[0], &expected, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn rotate_and_write_cache_in_steps_equal_the_fused_kernel() {
+    let (heads, head_dim, context) = (3_u64, 10_u64, 20_u64);
+    let table = numbers(context * head_dim, 14);
+    let x = numbers(2 * heads * head_dim, 15);
+    let at = vec![19.0, 4.0];
+    let expected: Vec<f32> = x
+        .chunks(10)
+        .enumerate()
+        .flat_map(|(head, x)| rotated(x, &table[if head < 3 { 190 } else { 40 }..][..10]))
+        .collect();
+    for target in targets() {
+        let ty = request(
+            Operation::Rotate { head_dim },
+            vec![rows(Element::F32, &[30]), rows(Element::I32, &[])],
+            vec![weight(Element::F32, &[context, head_dim])],
+            vec![rows(Element::F32, &[30])],
+        );
+        let found = run(&target, &ty, 2, &[x.clone(), at.clone()], std::slice::from_ref(&table), &mut []);
+        assert_close(&found[0], &expected, 1e-6);
+        for kind in [CacheKind::Key, CacheKind::Value] {
+            let cache =
+                CacheType { kind, slots: 1, kv_heads: heads, context, head_dim, element: Element::F32 };
+            let mut write = request(
+                Operation::WriteCache,
+                vec![rows(Element::F32, &[30]), rows(Element::I32, &[]), rows(Element::I32, &[])],
+                vec![],
+                vec![],
+            );
+            write.caches = vec![cache.clone()];
+            let mut bytes = [vec![0; target.cache_bytes(&cache) as usize]];
+            run(&target, &write, 2, &[x.clone(), at.clone(), vec![0.0; 2]], &[], &mut bytes);
+            let stored = from_bytes(Element::F32, &bytes[0]);
+            let padded = head_dim.next_multiple_of(target.lanes().into()) as usize;
+            for (row, position) in [(0_usize, 19_usize), (1, 4)] {
+                for head in 0..3 {
+                    for column in 0..10 {
+                        let place = match kind {
+                            CacheKind::Key => (head * 10 + column) * 256 + position,
+                            CacheKind::Value => (head * 256 + position) * padded + column,
+                        };
+                        assert_eq!(stored[place], x[row * 30 + head * 10 + column]);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Every kernel, compiled, loaded and compared with its formula in plain loops.
+
+mod attention;
+mod elementwise;
+mod experts;
+mod products;
+
+use std::ffi::{CString, c_void};
+use std::process::Command;
+
+use qwen2c_request::{
+    CacheKind, CacheType, Dimension, Element, KernelRequest, Operation, Quantization, Real, Size, Target,
+    TensorType, WeightLayout, WeightType, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16, round_row,
+};
+
+use super::describe::{CpuTarget, resolve_target};
+use super::emit::{KeepText, KernelSource, compile_kernels};
+use super::layout::pack_weight;
+
+/// The targets that this machine can run, at least the lowest.
+fn targets() -> Vec<CpuTarget> {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+    ["x86-64-v3", "x86-64-v4"]
+        .into_iter()
+        .map(|name| resolve_target(name).unwrap())
+        .filter(|target| {
+            target
+                .description()
+                .required_features
+                .iter()
+                .all(|feature| cpuinfo.contains(&format!(" {feature}")))
+        })
+        .collect()
+}
+
+fn tensor(element: Element, first: Dimension, extents: &[u64]) -> TensorType {
+    let mut dimensions = vec![first];
+    dimensions.extend(extents.iter().map(|extent| Dimension::constant("n", *extent)));
+    TensorType { dimensions, element }
+}
+
+fn rows(element: Element, extents: &[u64]) -> TensorType {
+    tensor(element, Dimension::rows(), extents)
+}
+
+fn weight(element: Element, extents: &[u64]) -> WeightType {
+    WeightType {
+        dimensions: extents.iter().map(|extent| Dimension::constant("n", *extent)).collect(),
+        element,
+        quantization: None,
+    }
+}
+
+fn to_bytes(element: Element, values: &[f32]) -> Vec<u8> {
+    values
+        .iter()
+        .flat_map(|value| match element {
+            Element::F32 => value.to_le_bytes().to_vec(),
+            Element::I32 => (*value as i32).to_le_bytes().to_vec(),
+            Element::Bf16 => f32_to_bf16(*value).to_le_bytes().to_vec(),
+            Element::F16 => f32_to_f16(*value).to_le_bytes().to_vec(),
+        })
+        .collect()
+}
+
+fn from_bytes(element: Element, bytes: &[u8]) -> Vec<f32> {
+    bytes
+        .chunks_exact(element.bytes() as usize)
+        .map(|chunk| match element {
+            Element::F32 => f32::from_le_bytes(chunk.try_into().unwrap()),
+            Element::I32 => i32::from_le_bytes(chunk.try_into().unwrap()) as f32,
+            Element::Bf16 => bf16_to_f32(u16::from_le_bytes(chunk.try_into().unwrap())),
+            Element::F16 => f16_to_f32(u16::from_le_bytes(chunk.try_into().unwrap())),
+        })
+        .collect()
+}
+
+/// Small, exactly representable in every type, of both signs, without pattern.
+fn numbers(count: u64, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..count)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((state >> 59) as f32 - 15.5) / 16.0
+        })
+        .collect()
+}
+
+type Tiles = unsafe extern "C" fn(*const *mut u8, i64) -> i64;
+type Body = unsafe extern "C" fn(*const *mut u8, i64, i64);
+
+/// A compiled kernel in this process.
+struct Loaded {
+    tiles: Tiles,
+    body: Body,
+}
+
+fn load(target: &CpuTarget, request: &KernelRequest, layouts: &[WeightLayout]) -> Loaded {
+    let source = KernelSource { name: "kernel", request, layouts };
+    let compiled = compile_kernels(target, &[source], KeepText::default()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (object, library) = (folder.path().join("kernel.o"), folder.path().join("kernel.so"));
+    std::fs::write(&object, &compiled.object).unwrap();
+    // Undefined symbols are refused: a kernel calls nothing.
+    let status = Command::new("cc")
+        .args(["-shared", "-nostdlib", "-Wl,-z,defs", "-o"])
+        .args([&library, &object])
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let path = CString::new(library.to_str().unwrap()).unwrap();
+    // SAFETY: the library was just made from our object; it has no initializers and stays loaded.
+    unsafe {
+        let handle = libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL);
+        assert!(!handle.is_null());
+        let symbol = |name: &str| libc::dlsym(handle, CString::new(name).unwrap().as_ptr());
+        let (tiles, body) = (symbol("kernel.tiles"), symbol("kernel"));
+        assert!(!tiles.is_null() && !body.is_null());
+        Loaded {
+            tiles: std::mem::transmute::<*mut c_void, Tiles>(tiles),
+            body: std::mem::transmute::<*mut c_void, Body>(body),
+        }
+    }
+}
+
+/// Runs a request for `count` rows. `inputs` and `weights` are given as numbers, caches as their bytes,
+/// which come back changed; outputs come back as numbers, whatever was not written as 77.
+fn run(
+    target: &CpuTarget,
+    request: &KernelRequest,
+    count: u64,
+    inputs: &[Vec<f32>],
+    weights: &[Vec<f32>],
+    caches: &mut [Vec<u8>],
+) -> Vec<Vec<f32>> {
+    let choice = target.choose(request).unwrap();
+    let layouts: Vec<WeightLayout> =
+        choice.layouts.iter().map(|options| options.last().unwrap().layout).collect();
+    let kernel = load(target, request, &layouts);
+    let mut buffers: Vec<Vec<u8>> =
+        request.inputs.iter().zip(inputs).map(|(ty, x)| to_bytes(ty.element, x)).collect();
+    for ((ty, layout), values) in request.weights.iter().zip(&layouts).zip(weights) {
+        let mut bytes = Vec::new();
+        pack_weight::<()>(
+            ty,
+            *layout,
+            &mut |first, out| {
+                out.copy_from_slice(&values[(first * ty.columns()) as usize..][..out.len()]);
+                Ok(())
+            },
+            &mut |block| {
+                bytes.extend_from_slice(block);
+                Ok(())
+            },
+        )
+        .unwrap();
+        buffers.push(bytes);
+    }
+    let first_cache = buffers.len();
+    buffers.extend(caches.iter().cloned());
+    let first_output = buffers.len();
+    buffers.extend(request.outputs.iter().map(|ty| {
+        let elements = ty.bytes(count, count) / ty.element.bytes();
+        to_bytes(ty.element, &vec![77.0; elements as usize])
+    }));
+    let operands: Vec<*mut u8> = buffers.iter_mut().map(Vec::as_mut_ptr).collect();
+    // SAFETY: the operands are as large as the request says.
+    unsafe {
+        let tiles = (kernel.tiles)(operands.as_ptr(), count as i64);
+        // Descending, since the order must not matter.
+        for tile in (0..tiles).rev() {
+            (kernel.body)(operands.as_ptr(), count as i64, tile);
+        }
+    }
+    for (cache, bytes) in caches.iter_mut().zip(&buffers[first_cache..]) {
+        cache.clone_from(bytes);
+    }
+    request
+        .outputs
+        .iter()
+        .zip(&buffers[first_output..])
+        .map(|(ty, bytes)| from_bytes(ty.element, bytes))
+        .collect()
+}
+
+fn request(
+    operation: Operation,
+    inputs: Vec<TensorType>,
+    weights: Vec<WeightType>,
+    outputs: Vec<TensorType>,
+) -> KernelRequest {
+    KernelRequest { operation, inputs, weights, caches: Vec::new(), outputs, max_rows: 256 }
+}
+
+#[track_caller]
+fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(found.len(), expected.len());
+    for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
+        let error = (found - expected).abs() / expected.abs().max(1.0);
+        assert!(error <= tolerance, "element {index}: found {found}, expected {expected}");
+    }
+}
+
+fn silu(x: f32) -> f32 {
+    x / (1.0 + (-x).exp())
+}
+
+/// `x · wᵀ`, `[rows, n]`.
+fn product(x: &[f32], w: &[f32], inputs: usize) -> Vec<f32> {
+    x.chunks(inputs)
+        .flat_map(|row| w.chunks(inputs).map(|weights| row.iter().zip(weights).map(|(x, w)| x * w).sum()))
+        .collect()
+}
+
+/// `values` as the packer quantizes them.
+fn dequantized(quantization: Quantization, values: &[f32], columns: u64) -> Vec<f32> {
+    let mut values = values.to_vec();
+    values.chunks_mut(columns as usize).for_each(|row| round_row(quantization, row));
+    values
+}

@@ -1,0 +1,122 @@
+//! Products of rows with weights.
+
+use super::*;
+
+#[test]
+fn products_of_all_types_sizes_and_epilogues() {
+    for target in targets() {
+        for (element, tolerance) in [(Element::F32, 1e-5), (Element::Bf16, 1e-2), (Element::F16, 2e-3)] {
+            for (inputs, outputs, count, max_rows) in
+                [(64_u64, 64_u64, 1_u64, 1_u64), (33, 107, 1, 1), (33, 107, 77, 256), (48, 33, 9, 16)]
+            {
+                for (bias, residual, gated) in
+                    [(false, false, false), (true, true, false), (false, false, true)]
+                {
+                    let result = if gated { element } else { Element::F32 };
+                    let columns = if gated { 2 * outputs } else { outputs };
+                    let mut ty = request(
+                        Operation::Matmul { bias, residual, silu_multiply: gated },
+                        vec![rows(element, &[inputs])],
+                        vec![weight(element, &[columns, inputs])],
+                        vec![rows(result, &[outputs])],
+                    );
+                    ty.max_rows = max_rows;
+                    let (x, w) = (numbers(count * inputs, 1), numbers(columns * inputs, 2));
+                    let (b, r) = (numbers(outputs, 3), numbers(count * outputs, 4));
+                    let (mut given, mut weights) = (vec![x.clone()], vec![w.clone()]);
+                    if residual {
+                        ty.inputs.push(rows(Element::F32, &[outputs]));
+                        given.push(r.clone());
+                    }
+                    if bias {
+                        ty.weights.push(weight(Element::F32, &[outputs]));
+                        weights.push(b.clone());
+                    }
+                    let found = run(&target, &ty, count, &given, &weights, &mut []);
+                    let sums = product(&x, &w, inputs as usize);
+                    let expected: Vec<f32> = if gated {
+                        sums.chunks(columns as usize)
+                            .flat_map(|row| {
+                                (0..outputs as usize).map(|n| silu(row[n]) * row[n + outputs as usize])
+                            })
+                            .collect()
+                    } else {
+                        let bias = |n: usize| if bias { b[n % outputs as usize] } else { 0.0 };
+                        let residual = |n: usize| if residual { r[n] } else { 0.0 };
+                        sums.iter().enumerate().map(|(n, sum)| sum + bias(n) + residual(n)).collect()
+                    };
+                    assert_close(&found[0], &expected, if gated { tolerance } else { 1e-5 });
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_and_gathers_of_quantized_weights() {
+    for target in targets() {
+        for (bits, group) in [(8, 32), (4, 32), (4, 64), (8, 128), (4, 128)] {
+            let quantization = Quantization { bits, group };
+            for (element, inputs, outputs, count, max_rows) in [
+                (Element::Bf16, 128_u64, 64_u64, 1_u64, 1_u64),
+                (Element::Bf16, 101, 107, 1, 1),
+                (Element::Bf16, 101, 40, 13, 256),
+                (Element::F32, 71, 33, 9, 256),
+                (Element::F16, 132, 33, 9, 256),
+            ] {
+                let mut w_type = weight(element, &[outputs, inputs]);
+                w_type.quantization = Some(quantization);
+                let (x, w) = (numbers(count * inputs, 21), numbers(outputs * inputs, 22));
+                let rounded = dequantized(quantization, &w, inputs);
+                let mut ty = request(
+                    Operation::Matmul { bias: false, residual: false, silu_multiply: false },
+                    vec![rows(element, &[inputs])],
+                    vec![w_type.clone()],
+                    vec![rows(Element::F32, &[outputs])],
+                );
+                ty.max_rows = max_rows;
+                let found =
+                    run(&target, &ty, count, std::slice::from_ref(&x), std::slice::from_ref(&w), &mut []);
+                assert_close(&found[0], &product(&x, &rounded, inputs as usize), 1e-5);
+
+                let embed = request(
+                    Operation::Embed,
+                    vec![rows(Element::I32, &[])],
+                    vec![w_type],
+                    vec![rows(Element::F32, &[inputs])],
+                );
+                let tokens = vec![outputs as f32 - 1.0, 0.0, 17.0];
+                let expected: Vec<f32> = tokens
+                    .iter()
+                    .flat_map(|token| {
+                        rounded[*token as usize * inputs as usize..][..inputs as usize].to_vec()
+                    })
+                    .collect();
+                let found = run(&target, &embed, 3, &[tokens], std::slice::from_ref(&w), &mut []);
+                assert_eq!(found[0], expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_gets_the_same_bits_alone_and_among_others() {
+    for target in targets() {
+        let (inputs, outputs, count) = (61, 50, 13);
+        let mut many = request(
+            Operation::Matmul { bias: false, residual: false, silu_multiply: false },
+            vec![rows(Element::Bf16, &[inputs])],
+            vec![weight(Element::Bf16, &[outputs, inputs])],
+            vec![rows(Element::F32, &[outputs])],
+        );
+        let (x, w) = (numbers(count * inputs, 5), numbers(outputs * inputs, 6));
+        let together =
+            run(&target, &many, count, std::slice::from_ref(&x), std::slice::from_ref(&w), &mut []);
+        many.max_rows = 1;
+        for row in 0..count as usize {
+            let alone = x[row * inputs as usize..][..inputs as usize].to_vec();
+            let found = run(&target, &many, 1, &[alone], std::slice::from_ref(&w), &mut []);
+            assert_eq!(found[0], together[0][row * outputs as usize..][..outputs as usize]);
+        }
+    }
+}
