@@ -16,9 +16,10 @@ const ROUNDING: f32 = 12_582_912.0;
 
 /// Quantizes one group: writes an integer for each weight and returns the bits of the scale, an f16.
 ///
-/// The scale minimizes the group's squared error: for each candidate the integers are rounded, the scale
-/// that suits these integers best is `Σ w·q / Σ q²` (least squares), and the candidate with the smallest
-/// error wins. 8-bit integers take the first candidate, whose error is near the smallest.
+/// The scale minimizes the group's squared error. For integers `q` the best scale is `Σ w·q / Σ q²` (least
+/// squares) and leaves the error `Σ w² − (Σ w·q)² / Σ q²`; the integers of several candidates are tried
+/// and those with the largest `(Σ w·q)² / Σ q²` win. 8-bit integers take the first candidate, whose error
+/// is near the smallest.
 pub fn quantize_group(quantization: Quantization, weights: &[f32], integers: &mut [i8]) -> u16 {
     let extreme = weights
         .iter()
@@ -30,12 +31,12 @@ pub fn quantize_group(quantization: Quantization, weights: &[f32], integers: &mu
     // The smallest integer is one further from zero than the largest: the extreme goes there.
     let first = extreme / -((quantization.largest() + 1) as f32);
     let candidates = if quantization.bits == 4 { &SCALE_CANDIDATES[..] } else { &SCALE_CANDIDATES[..1] };
-    let mut best = (f32::INFINITY, first);
+    let mut best = (0.0, first);
     for candidate in candidates {
-        let scale = fit_scale(quantization, weights, first * candidate);
-        let error = squared_error(quantization, weights, scale);
-        if error < best.0 {
-            best = (error, scale);
+        let (products, squares) = products_and_squares(quantization, weights, first * candidate);
+        let explained = products * products / squares;
+        if explained > best.0 {
+            best = (explained, products / squares);
         }
     }
     // Weights beyond what an f16 scale can reach are cut off instead of becoming infinite.
@@ -69,27 +70,24 @@ fn round(quantization: Quantization, value: f32) -> f32 {
     ((value + ROUNDING) - ROUNDING).clamp(-largest - 1.0, largest)
 }
 
-/// The scale that suits best the integers that `scale` leads to.
-fn fit_scale(quantization: Quantization, weights: &[f32], scale: f32) -> f32 {
-    let inverse = inverse_of(scale);
-    let (mut products, mut squares) = (0.0, 0.0);
-    for weight in weights {
-        let integer = round(quantization, weight * inverse);
-        products += weight * integer;
-        squares += integer * integer;
-    }
-    if squares > 0.0 { products / squares } else { scale }
-}
+/// Weights summed side by side, so that compilers turn the sums into vector code.
+const LANES: usize = 8;
 
-fn squared_error(quantization: Quantization, weights: &[f32], scale: f32) -> f32 {
-    let scale = f16_to_f32(f32_to_f16(scale));
+/// `Σ w·q` and `Σ q²` of the integers that `scale` leads to.
+fn products_and_squares(quantization: Quantization, weights: &[f32], scale: f32) -> (f32, f32) {
     let inverse = inverse_of(scale);
-    let mut error = 0.0;
-    for weight in weights {
-        let difference = weight - round(quantization, weight * inverse) * scale;
-        error += difference * difference;
+    let (mut products, mut squares) = ([0.0; LANES], [0.0; LANES]);
+    let mut add = |lane: usize, weight: f32| {
+        let integer = round(quantization, weight * inverse);
+        products[lane] += weight * integer;
+        squares[lane] += integer * integer;
+    };
+    let whole = weights.chunks_exact(LANES);
+    whole.remainder().iter().enumerate().for_each(|(lane, weight)| add(lane, *weight));
+    for weights in whole {
+        (0..LANES).for_each(|lane| add(lane, weights[lane]));
     }
-    error
+    (products.iter().sum(), squares.iter().sum())
 }
 
 #[cfg(test)]
