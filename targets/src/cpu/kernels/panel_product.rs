@@ -83,19 +83,30 @@ impl<'k> PanelProduct<'k> {
         panels: &[Buffer<'k>],
         zeros: &[Val<'k>],
     ) -> Vec<Val<'k>> {
-        let (k, geometry) = (kernel.k, self.geometry);
-        let whole = k.int(geometry.columns / geometry.pair);
-        let sums = k.for_each(k.int(0), whole, 1, zeros, |index, sums| {
-            if geometry.pair == 2 {
-                self.pair_step(kernel, rows, panels, index, sums)
-            } else {
-                self.single_step(kernel, rows, panels, index, sums)
+        let (k, lanes, geometry) = (kernel.k, kernel.lanes, self.geometry);
+        let step = |index: Val<'k>, inputs: u64, sums: &[Val<'k>]| {
+            let place = index * k.int(lanes);
+            if geometry.pair == 1 {
+                let weights = vec![panels.iter().map(|panel| panel.load(place, lanes)).collect()];
+                return accumulate(rows, &weights, sums, |row| vec![row.load(index, 1).splat(lanes)]);
             }
-        });
-        if geometry.columns % geometry.pair == 1 {
-            self.odd_step(kernel, rows, panels, whole, &sums)
-        } else {
-            sums
+            let load = |panel: &Buffer<'k>| panel.load_as(Scalar::I32, place, lanes).bf16_pair();
+            let (low, high): (Vec<_>, Vec<_>) = panels.iter().map(load).unzip();
+            if inputs == 2 {
+                return accumulate(rows, &[low, high], sums, |row| {
+                    let pair = row.load_as(Scalar::I32, index, 1).splat(lanes).bf16_pair();
+                    vec![pair.0, pair.1]
+                });
+            }
+            // The last input of an odd number, whose partner in the pair is padding.
+            let last = k.int(geometry.columns - 1);
+            accumulate(rows, &[low], sums, |row| vec![row.load(last, 1).splat(lanes)])
+        };
+        let whole = k.int(geometry.columns / geometry.pair);
+        let sums = k.for_each(k.int(0), whole, 1, zeros, |index, sums| step(index, geometry.pair, sums));
+        match geometry.columns % geometry.pair {
+            0 => sums,
+            rest => step(whole, rest, &sums),
         }
     }
 
@@ -138,71 +149,25 @@ impl<'k> PanelProduct<'k> {
         }
         sums
     }
+}
 
-    /// Two inputs of every row and panel.
-    fn pair_step(
-        &self,
-        kernel: &Kernel<'k, '_>,
-        rows: &[Buffer<'k>],
-        panels: &[Buffer<'k>],
-        index: Val<'k>,
-        sums: &[Val<'k>],
-    ) -> Vec<Val<'k>> {
-        let lanes = kernel.lanes;
-        let place = index * kernel.k.int(lanes);
-        let weights: Vec<_> =
-            panels.iter().map(|panel| panel.load_as(Scalar::I32, place, lanes).bf16_pair()).collect();
-        let mut next = Vec::with_capacity(sums.len());
-        for (row, sums) in rows.iter().zip(sums.chunks(panels.len())) {
-            let (low, high) = row.load_as(Scalar::I32, index, 1).splat(lanes).bf16_pair();
-            for ((low_weight, high_weight), sum) in weights.iter().zip(sums) {
-                next.push(high.multiply_add(*high_weight, low.multiply_add(*low_weight, *sum)));
+/// `sums[row][panel] + Σ x[row][input] · weights[input][panel]`, inputs in order.
+fn accumulate<'k>(
+    rows: &[Buffer<'k>],
+    weights: &[Vec<Val<'k>>],
+    sums: &[Val<'k>],
+    activations: impl Fn(&Buffer<'k>) -> Vec<Val<'k>>,
+) -> Vec<Val<'k>> {
+    let mut sums = sums.to_vec();
+    let panels = sums.len() / rows.len();
+    for (row, sums) in rows.iter().zip(sums.chunks_mut(panels)) {
+        for (x, weights) in activations(row).into_iter().zip(weights) {
+            for (sum, weight) in sums.iter_mut().zip(weights) {
+                *sum = x.multiply_add(*weight, *sum);
             }
         }
-        next
     }
-
-    /// The last input of an odd number, whose partner in the pair is padding.
-    fn odd_step(
-        &self,
-        kernel: &Kernel<'k, '_>,
-        rows: &[Buffer<'k>],
-        panels: &[Buffer<'k>],
-        index: Val<'k>,
-        sums: &[Val<'k>],
-    ) -> Vec<Val<'k>> {
-        let lanes = kernel.lanes;
-        let place = index * kernel.k.int(lanes);
-        let column = kernel.k.int(self.geometry.columns - 1);
-        let weights: Vec<_> =
-            panels.iter().map(|panel| panel.load_as(Scalar::I32, place, lanes).bf16_pair().0).collect();
-        let mut next = Vec::with_capacity(sums.len());
-        for (row, sums) in rows.iter().zip(sums.chunks(panels.len())) {
-            let x = row.load(column, 1).splat(lanes);
-            next.extend(weights.iter().zip(sums).map(|(weight, sum)| x.multiply_add(*weight, *sum)));
-        }
-        next
-    }
-
-    /// One input of every row and panel.
-    fn single_step(
-        &self,
-        kernel: &Kernel<'k, '_>,
-        rows: &[Buffer<'k>],
-        panels: &[Buffer<'k>],
-        index: Val<'k>,
-        sums: &[Val<'k>],
-    ) -> Vec<Val<'k>> {
-        let lanes = kernel.lanes;
-        let place = index * kernel.k.int(lanes);
-        let weights: Vec<Val<'k>> = panels.iter().map(|panel| panel.load(place, lanes)).collect();
-        let mut next = Vec::with_capacity(sums.len());
-        for (row, sums) in rows.iter().zip(sums.chunks(panels.len())) {
-            let x = row.load(index, 1).splat(lanes);
-            next.extend(weights.iter().zip(sums).map(|(weight, sum)| x.multiply_add(*weight, *sum)));
-        }
-        next
-    }
+    sums
 }
 
 /// A dword of quantized weights, `inputs` of which exist.
@@ -245,13 +210,7 @@ fn dword_step<'k>(
                 packed.iter().zip(scales).map(widen).collect()
             })
             .collect();
-        for (row, sums) in rows.iter().zip(sums.chunks_mut(panels.len())) {
-            for (x, weights) in activations(row, input).into_iter().zip(&weights) {
-                for (sum, weight) in sums.iter_mut().zip(weights) {
-                    *sum = x.multiply_add(*weight, *sum);
-                }
-            }
-        }
+        sums = accumulate(rows, &weights, &sums, |row| activations(row, input));
     }
     sums
 }
