@@ -37,7 +37,11 @@ pub(crate) fn run(arguments: &BuildArguments, out: &mut dyn Write) -> Result<(),
 fn report(request: &BuildRequest, outcome: &BuildOutcome, out: &mut dyn Write) -> Result<(), Failure> {
     let plan = &outcome.planned.plan;
     let bandwidth_bytes_per_s = machine::read_bandwidth_bytes_per_s();
-    let widened_from_bytes = quantized_bytes(request, outcome.manifest.model.parameters);
+    // Quantized anew, a program is about as small as the checkpoint, and nothing needs to be said.
+    let widened_from_bytes = match request.quantization {
+        None => quantized_bytes(request, outcome.manifest.model.parameters),
+        Some(_) => None,
+    };
     let mut notes =
         notes(&outcome.description, outcome.has_tokenizer, request.quant_is_default, widened_from_bytes);
     let memory = MemoryTable::new(plan);

@@ -1,7 +1,7 @@
 //! Answers kernel requests: tiles, readable layouts, bytes and operations.
 
 use qwen2c_request::{
-    Cost, Element, KernelChoice, KernelRequest, LayoutOption, Operation, Size, TensorType, Unservable,
+    Cost, Element, KernelChoice, KernelRequest, LayoutOption, Operation, TensorType, Unservable,
     WeightLayout, WeightType,
 };
 
@@ -81,10 +81,7 @@ fn describe_tiles(lanes: u32, request: &KernelRequest) -> String {
 
 /// Bytes of one row of a tensor; a tensor without rows (the group table) counts as nothing.
 fn row_bytes(tensor: &TensorType) -> u64 {
-    let has_rows = tensor
-        .dimensions
-        .iter()
-        .any(|dimension| dimension.size != Size::Constant(dimension.size.constant().unwrap_or(0)));
+    let has_rows = tensor.dimensions.iter().any(|dimension| dimension.size.constant().is_none());
     if has_rows { tensor.row_elements() * tensor.element.bytes() } else { 0 }
 }
 
