@@ -105,7 +105,7 @@ pub(crate) fn build(request: &BuildRequest) -> Result<BuildOutcome, Failure> {
     // What the program can check itself by.
     let progress = Progress::spinner("computing the self-test's reference", request.quiet);
     let self_test = timings.measure("self_test", || {
-        self_test::record(&description.config, request.dtype, request.quantization, planned.context, &source)
+        self_test::record(&description.config, request.rounding(), planned.context, &source)
     })?;
     drop(progress);
 
@@ -212,6 +212,7 @@ fn fuse(
             config: &description.config,
             target_lanes: u64::from(request.target.description().vector_lanes),
             max_rows: list.max_rows,
+            multiplies_integers: request.rounding().multiplies_integers,
         };
         let of_list = run_passes(&mut list.graph, &context, &disabled, &mut |_, _, _| {})
             .map_err(|error| Failure::Bug(refused_by_verifier(&error)))?;

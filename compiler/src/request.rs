@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 
 use qwen2c_checkpoint::ModelRequest;
 use qwen2c_format::Diagnostic;
-use qwen2c_graph::passes::{SelectionError, select_passes};
+use qwen2c_graph::passes::{QUANTIZE_ACTIVATIONS, SelectionError, select_passes};
 use qwen2c_request::{Element, Quantization, Target};
 use qwen2c_targets::{CpuTarget, TargetError, known_targets, resolve_target};
 
 use crate::arguments::BuildArguments;
 use crate::failure::Failure;
 use crate::quant::{parse_quant, quant_name};
+use crate::self_test::Rounding;
 use crate::stage::Stage;
 use crate::suggestion::nearest;
 
@@ -75,6 +76,16 @@ impl BuildRequest {
             time_passes: arguments.time_passes,
             quiet: arguments.quiet,
         })
+    }
+
+    /// How the program rounds.
+    pub(crate) fn rounding(&self) -> Rounding {
+        let is_enabled = !self.disabled_passes.contains(&QUANTIZE_ACTIVATIONS);
+        Rounding {
+            dtype: self.dtype,
+            quantization: self.quantization,
+            multiplies_integers: is_enabled && self.target.description().multiplies_integers,
+        }
     }
 
     /// What the readers of checkpoints need to know.

@@ -5,7 +5,7 @@
 //! for a model of any size.
 
 use qwen2c_format::{Diagnostic, SelfTestRecord};
-use qwen2c_graph::passes::{PASSES, PassContext, run_passes};
+use qwen2c_graph::passes::{PASSES, PassContext, QUANTIZE_ACTIVATIONS, run_passes};
 use qwen2c_graph::{
     Graph, GraphOptions, InterpretError, Interpreter, ModelConfig, SourceError, TensorSource, WeightPart,
     WeightSource, build_graph,
@@ -42,6 +42,17 @@ pub(crate) fn layers(config: &ModelConfig) -> Vec<u64> {
     layers
 }
 
+/// How the program rounds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rounding {
+    /// Activations and plain weights.
+    pub(crate) dtype: Element,
+    /// Weights of the blocks.
+    pub(crate) quantization: Option<Quantization>,
+    /// Activations are rounded to integers in front of quantized weights.
+    pub(crate) multiplies_integers: bool,
+}
+
 /// Computes the record.
 ///
 /// # Errors
@@ -49,16 +60,17 @@ pub(crate) fn layers(config: &ModelConfig) -> Vec<u64> {
 /// When a tensor cannot be read.
 pub(crate) fn record(
     config: &ModelConfig,
-    dtype: Element,
-    quantization: Option<Quantization>,
+    rounding: Rounding,
     context: u64,
     source: &dyn TensorSource,
 ) -> Result<SelfTestRecord, Failure> {
+    let Rounding { dtype, quantization, multiplies_integers } = rounding;
     let tokens = tokens(config, context);
     let rows = tokens.len() as u64;
     let options = GraphOptions { dtype, quantization, context: rows, slots: 1, layers: Some(layers(config)) };
     let mut graph = build_graph(config, &options);
-    resolve(&mut graph, config, rows)?;
+    let context = PassContext { config, target_lanes: 1, max_rows: rows, multiplies_integers };
+    resolve(&mut graph, &context)?;
     let count = MOST_COLUMNS.min(config.vocabulary);
     let columns: Vec<u32> = (0..count).map(|index| (index * config.vocabulary / count) as u32).collect();
     let head = choose_head_rows(&mut graph, &columns)?;
@@ -78,12 +90,13 @@ fn refused(error: InterpretError) -> Failure {
     }
 }
 
-/// Runs the mandatory passes: the interpreter needs the rotary table, and nothing is fused, so that the
-/// reference does not depend on the passes that it is to judge.
-fn resolve(graph: &mut Graph, config: &ModelConfig, rows: u64) -> Result<(), Failure> {
-    let optional = PASSES.iter().filter(|pass| pass.optional).map(|pass| pass.name).collect();
-    let context = PassContext { config, target_lanes: 1, max_rows: rows };
-    run_passes(graph, &context, &optional, &mut |_, _, _| {})
+/// Runs the passes that say what is computed: the mandatory ones, because the interpreter needs the rotary
+/// table, and the rounding of activations. Nothing is fused, so that the reference does not depend on the
+/// passes that it is to judge.
+fn resolve(graph: &mut Graph, context: &PassContext<'_>) -> Result<(), Failure> {
+    let fusions =
+        PASSES.iter().filter(|pass| pass.optional && pass.name != QUANTIZE_ACTIVATIONS).map(|pass| pass.name);
+    run_passes(graph, context, &fusions.collect(), &mut |_, _, _| {})
         .map(|_| ())
         .map_err(|error| Failure::Bug(Diagnostic::new(error.to_string()).at("the self-test's graph")))
 }
@@ -142,6 +155,9 @@ mod tests {
 
     use super::{layers, record, tokens};
 
+    const EXACT: Rounding =
+        Rounding { dtype: Element::F32, quantization: None, multiplies_integers: false };
+
     fn config() -> ModelConfig {
         ModelConfig {
             name: "tiny".to_owned(),
@@ -188,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_tied_head_gives_a_logit_for_every_chosen_row() {
-        let record = record(&config(), Element::F32, None, 64, &RandomWeights::new(5)).unwrap();
+        let record = record(&config(), EXACT, 64, &RandomWeights::new(5)).unwrap();
         assert_eq!(record.logits.len(), record.tokens.len() * record.columns.len());
         assert_eq!(record.columns.len(), 64);
         assert!(record.columns.windows(2).all(|pair| pair[0] < pair[1]));
@@ -199,7 +215,7 @@ mod tests {
     fn chosen_rows_are_those_of_the_whole_head() {
         // With a vocabulary of 64 every row is chosen; doubling it halves the choice.
         let whole = ModelConfig { vocabulary: 64, tied_embedding: false, ..config() };
-        let record = record(&whole, Element::F32, None, 1, &RandomWeights::new(5)).unwrap();
+        let record = record(&whole, EXACT, 1, &RandomWeights::new(5)).unwrap();
         let options = qwen2c_graph::GraphOptions {
             dtype: Element::F32,
             quantization: None,
@@ -208,7 +224,8 @@ mod tests {
             layers: Some(layers(&whole)),
         };
         let mut graph = qwen2c_graph::build_graph(&whole, &options);
-        super::resolve(&mut graph, &whole, 1).unwrap();
+        let context = PassContext { config: &whole, target_lanes: 1, max_rows: 1, multiplies_integers: false };
+        super::resolve(&mut graph, &context).unwrap();
         let source = RandomWeights::new(5);
         let mut interpreter = qwen2c_graph::Interpreter::new(&graph, &source).unwrap();
         let logits = interpreter.step(&record.tokens, &[0], &[0], &[0]).unwrap();

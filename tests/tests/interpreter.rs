@@ -33,7 +33,7 @@ fn graphs(checkpoint: &Checkpoint, dtype: Element) -> [(&'static str, Graph); 2]
         build_graph(config, &GraphOptions { dtype, quantization: None, context: 64, slots: 1, layers: None });
     let run = |disabled: &BTreeSet<&str>| {
         let mut graph = plain.clone();
-        let context = PassContext { config, target_lanes: 8, max_rows: 8 };
+        let context = PassContext { config, target_lanes: 8, max_rows: 8, multiplies_integers: true };
         run_passes(&mut graph, &context, disabled, &mut |_, _, _| {})
             .expect("the passes keep the graph valid");
         graph

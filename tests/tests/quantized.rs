@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use qwen2c_checkpoint::Checkpoint;
-use qwen2c_graph::passes::{PASSES, PassContext, run_passes};
+use qwen2c_graph::passes::{PASSES, Pass, PassContext, QUANTIZE_ACTIVATIONS, run_passes};
 use qwen2c_graph::{GraphOptions, Interpreter, build_graph};
 use qwen2c_request::{Element, Quantization};
 use qwen2c_tests::{Build, Golden, Program, host_targets, relative_l2};
@@ -11,16 +11,18 @@ use qwen2c_tests::{Build, Golden, Program, host_targets, relative_l2};
 /// Prompt of the comparisons.
 const LENGTH: usize = 33;
 
-/// The interpreter's logits on the dequantized weights, without any optional pass.
+/// The interpreter's logits on the dequantized weights, with activations rounded as programs round them and
+/// nothing fused.
 fn interpreted(golden: &Golden, dtype: Element, quantization: Quantization) -> Vec<f32> {
     let checkpoint = Checkpoint::open(&golden.model()).expect("a golden checkpoint");
     let config = &checkpoint.description.config;
     let options =
         GraphOptions { dtype, quantization: Some(quantization), context: 64, slots: 1, layers: None };
     let mut graph = build_graph(config, &options);
-    let optional: BTreeSet<&str> = PASSES.iter().filter(|pass| pass.optional).map(|pass| pass.name).collect();
-    let context = PassContext { config, target_lanes: 8, max_rows: 64 };
-    run_passes(&mut graph, &context, &optional, &mut |_, _, _| {}).expect("a valid graph");
+    let is_fusion = |pass: &&Pass| pass.optional && pass.name != QUANTIZE_ACTIVATIONS;
+    let fusions: BTreeSet<&str> = PASSES.iter().filter(is_fusion).map(|pass| pass.name).collect();
+    let context = PassContext { config, target_lanes: 8, max_rows: 64, multiplies_integers: true };
+    run_passes(&mut graph, &context, &fusions, &mut |_, _, _| {}).expect("a valid graph");
     let mut interpreter = Interpreter::new(&graph, &checkpoint).expect("a valid graph");
     let tokens = &golden.prompts[&LENGTH].tokens;
     let rows: Vec<u32> = (0..tokens.len() as u32).collect();

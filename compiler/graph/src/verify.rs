@@ -11,7 +11,7 @@ mod tests;
 use std::collections::BTreeSet;
 use std::fmt;
 
-use qwen2c_request::{Element, Quantization, Size, TensorType, WeightLayout};
+use qwen2c_request::{Element, GROUP_SIZES, Quantization, Size, TensorType, WeightLayout};
 
 use crate::text::{Subject, draw, print_lines};
 use crate::{Graph, Op, Weight, WeightSource};
@@ -103,6 +103,9 @@ fn value_is_sound(ty: &TensorType) -> Result<(), String> {
         }
         None => return Err("a value has at least one dimension".to_owned()),
     }
+    if matches!(ty.element, Element::I8 { .. }) && ty.dimensions.len() < 2 {
+        return Err("integers with scales have a dimension behind the rows".to_owned());
+    }
     if !is_bounded(extents(ty)) {
         return Err("every extent is 1 or more, and their product below 2^48".to_owned());
     }
@@ -124,11 +127,11 @@ fn weight_is_sound(weight: &Weight) -> Result<(), String> {
     if !is_bounded(ty.extents()) {
         return Err("every extent is 1 or more, and their product below 2^48".to_owned());
     }
-    if ty.element == Element::I32 {
+    if !ty.element.is_float() {
         return Err("a weight is of a floating-point type".to_owned());
     }
     if let Some(Quantization { bits, group }) = ty.quantization
-        && (ty.dimensions.len() < 2 || ![4, 8].contains(&bits) || ![32, 64, 128].contains(&group))
+        && (ty.dimensions.len() < 2 || ![4, 8].contains(&bits) || !GROUP_SIZES.contains(&group))
     {
         return Err("matrices alone are quantized, to 4 or 8 bits in groups of 32, 64 or 128".to_owned());
     }
@@ -184,7 +187,7 @@ fn caches_are_sound(graph: &Graph) -> Result<(), Fault> {
         if !is_bounded([ty.slots, ty.kv_heads, ty.context, ty.head_dim]) {
             return fault("every extent is 1 or more, and their product below 2^48");
         }
-        if ty.element == Element::I32 {
+        if !ty.element.is_float() {
             return fault("a cache is of a floating-point type");
         }
     }

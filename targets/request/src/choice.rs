@@ -122,6 +122,9 @@ pub struct TargetDescription {
     pub required_features: Vec<&'static str>,
     /// `f32` lanes of a vector register.
     pub vector_lanes: u32,
+    /// Products with quantized weights multiply integers: they want activations as
+    /// [`Element::I8`](crate::Element::I8).
+    pub multiplies_integers: bool,
 }
 
 /// A finished, immutable target.

@@ -19,9 +19,11 @@ pub use choice::{
     Cost, KernelChoice, KernelRequest, LayoutOption, Target, TargetDescription, Unservable, WeightLayout,
 };
 pub use operation::{Operation, Real};
-pub use quantize::{quantize_group, round_row};
+pub use quantize::{
+    LARGEST_ACTIVATION, SMALLEST_ACTIVATION, quantize_activations, quantize_group, round_row,
+};
 pub use tensor::{
-    CACHE_BLOCK_POSITIONS, CacheKind, CacheType, Dimension, Element, Quantization, Size, TensorType,
-    WeightType,
+    CACHE_BLOCK_POSITIONS, CacheKind, CacheType, Dimension, Element, GROUP_SIZES, Quantization, QuantizedRow,
+    Size, TensorType, WeightType,
 };
 pub use tensor::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};

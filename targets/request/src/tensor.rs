@@ -19,38 +19,68 @@ pub enum Element {
     F16,
     /// 32-bit signed integer: token ids, positions, expert numbers.
     I32,
+    /// Activations rounded to 8-bit integers, each group of consecutive elements of a row with a scale.
+    /// Only values have this type; see [`QuantizedRow`] for its place in memory.
+    I8 {
+        /// Elements that share a scale: that of the weights they are multiplied with.
+        group: u32,
+    },
 }
 
+/// Groups that [`Element::I8`] and [`Quantization`] may have.
+pub const GROUP_SIZES: [u32; 3] = [32, 64, 128];
+
 impl Element {
-    /// Bytes of one element.
+    /// Bytes of one element; of an `I8` without its share of the scale.
     pub const fn bytes(self) -> u64 {
         match self {
             Self::F32 | Self::I32 => 4,
             Self::Bf16 | Self::F16 => 2,
+            Self::I8 { .. } => 1,
         }
     }
 
-    /// The name used in every text form: `f32`, `bf16`, `f16`, `i32`.
+    /// Bytes of `elements` that lie one after the other: a row, with what belongs to it.
+    pub const fn row_bytes(self, elements: u64) -> u64 {
+        match self {
+            Self::I8 { group } => QuantizedRow { elements, group: group as u64 }.bytes(),
+            _ => elements * self.bytes(),
+        }
+    }
+
+    /// The name used in every text form: `f32`, `bf16`, `f16`, `i32`, `i8.32`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
             Self::F16 => "f16",
             Self::I32 => "i32",
+            Self::I8 { group: 32 } => "i8.32",
+            Self::I8 { group: 64 } => "i8.64",
+            Self::I8 { group: 128 } => "i8.128",
+            Self::I8 { .. } => "i8",
         }
     }
 
     /// The element type with this name.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::F32, Self::Bf16, Self::F16, Self::I32].into_iter().find(|element| element.name() == name)
+        let quantized = GROUP_SIZES.map(|group| Self::I8 { group });
+        let plain = [Self::F32, Self::Bf16, Self::F16, Self::I32];
+        plain.into_iter().chain(quantized).find(|element| element.name() == name)
+    }
+
+    /// Whether values of this type are numbers of the model, rounded to themselves one by one.
+    pub const fn is_float(self) -> bool {
+        matches!(self, Self::F32 | Self::Bf16 | Self::F16)
     }
 
     /// `value` rounded to this type (to nearest, ties to even) and widened again.
     ///
-    /// `I32` leaves the value as it is.
+    /// Integers leave the value as it is: those of `I8` are rounded by groups
+    /// ([`quantize_activations`](crate::quantize_activations)).
     pub fn round(self, value: f32) -> f32 {
         match self {
-            Self::F32 | Self::I32 => value,
+            Self::F32 | Self::I32 | Self::I8 { .. } => value,
             Self::Bf16 => bf16_to_f32(f32_to_bf16(value)),
             Self::F16 => f16_to_f32(f32_to_f16(value)),
         }
@@ -60,6 +90,39 @@ impl Element {
 impl fmt::Display for Element {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(self.name())
+    }
+}
+
+/// A row of [`Element::I8`] in memory: the integers `i8[groups · group]`, zero behind the last element;
+/// the scales `f32[groups]`; the negated sums of each group's integers `i32[groups]`, with which products
+/// with unsigned weights are set right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuantizedRow {
+    /// Elements of the row.
+    pub elements: u64,
+    /// Elements of a group.
+    pub group: u64,
+}
+
+impl QuantizedRow {
+    /// Groups of the row, the last of which may be partly empty.
+    pub const fn groups(self) -> u64 {
+        self.elements.div_ceil(self.group)
+    }
+
+    /// Byte at which the scales start.
+    pub const fn scales_at_bytes(self) -> u64 {
+        self.groups() * self.group
+    }
+
+    /// Byte at which the negated sums start.
+    pub const fn negated_sums_at_bytes(self) -> u64 {
+        self.scales_at_bytes() + self.groups() * 4
+    }
+
+    /// Bytes of the row.
+    pub const fn bytes(self) -> u64 {
+        self.negated_sums_at_bytes() + self.groups() * 4
     }
 }
 
@@ -186,16 +249,21 @@ impl TensorType {
 
     /// Bytes when the variable dimensions have these extents.
     pub fn bytes(&self, rows: u64, logit_rows: u64) -> u64 {
-        let elements: u64 = self
-            .dimensions
-            .iter()
-            .map(|dimension| match dimension.size {
-                Size::Constant(size) => size,
-                Size::Rows => rows,
-                Size::LogitRows => logit_rows,
-            })
-            .product();
-        elements * self.element.bytes()
+        let extent = |dimension: &Dimension| match dimension.size {
+            Size::Constant(size) => size,
+            Size::Rows => rows,
+            Size::LogitRows => logit_rows,
+        };
+        let (last, others) = match self.dimensions.split_last() {
+            Some((last, others)) => (extent(last), others),
+            None => (1, &[][..]),
+        };
+        others.iter().map(extent).product::<u64>() * self.element.row_bytes(last)
+    }
+
+    /// Elements of the last dimension where it is constant, else 1.
+    pub fn columns(&self) -> u64 {
+        self.dimensions.last().and_then(|dimension| dimension.size.constant()).unwrap_or(1)
     }
 }
 
@@ -213,7 +281,8 @@ impl fmt::Display for TensorType {
 }
 
 /// Group quantization: every `group` consecutive inputs of a row share a scale, rounded to f16, and each
-/// weight is a signed integer of `bits` times that scale. The last group of a row may be shorter.
+/// weight is a signed integer of `bits` times that scale. In memory the integers are biased by
+/// [`Quantization::bias`], so that they are never negative. The last group of a row may be shorter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Quantization {
     /// 8 or 4.
@@ -231,6 +300,20 @@ impl Quantization {
     /// The largest integer; the smallest is one further from zero.
     pub const fn largest(self) -> i32 {
         (1 << (self.bits - 1)) - 1
+    }
+
+    /// What is added to an integer in memory: 128 or 8.
+    pub const fn bias(self) -> i32 {
+        1 << (self.bits - 1)
+    }
+
+    /// Bit of a dword at which the integer of its `input`-th input starts. Bytes hold consecutive inputs;
+    /// of 4-bit integers the low halves hold the first four, the high halves the last four.
+    pub const fn first_bit(self, input: u32) -> u32 {
+        match self.bits {
+            8 => input * 8,
+            _ => input % 4 * 8 + input / 4 * 4,
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::ops;
 use std::panic::Location as Caller;
 
 use melior::ir::Attribute;
+use melior::ir::attribute::{DenseI32ArrayAttribute, StringAttribute};
 use mlir_sys::MlirValue;
 
 use super::{KernelBuilder, Scalar, Ty};
@@ -41,6 +42,11 @@ impl Reduction {
 }
 
 impl<'k> Val<'k> {
+    /// The builder that made the value.
+    pub(crate) const fn builder(self) -> &'k KernelBuilder<'k> {
+        self.builder
+    }
+
     #[track_caller]
     fn binary(self, float: &str, integer: &str, other: Self) -> Self {
         debug_assert_eq!(self.ty, other.ty, "{float}/{integer} of different types at {}", Caller::caller());
@@ -58,6 +64,12 @@ impl<'k> Val<'k> {
     #[track_caller]
     pub(crate) fn square_root(self) -> Self {
         self.builder.emit("math.sqrt", &[self], self.ty, &[])
+    }
+
+    /// The magnitude.
+    #[track_caller]
+    pub(crate) fn absolute(self) -> Self {
+        self.builder.emit("math.absf", &[self], self.ty, &[])
     }
 
     /// The nearest integer, ties to even, still a float.
@@ -147,13 +159,34 @@ impl<'k> Val<'k> {
         self.builder.emit("arith.sitofp", &[self], self.ty.with(Scalar::F32), &[])
     }
 
-    /// The signed field of `bits` bits that begins at bit `first` of each 32-bit lane, still in 32 bits.
+    /// The unsigned field of `bits` bits that begins at bit `first` of each 32-bit lane, still in 32 bits.
     #[track_caller]
-    pub(crate) fn signed_field(self, first: u32, bits: u32) -> Self {
-        let above = i64::from(32 - bits - first);
-        let raised = if above == 0 { self } else { self.shift_left(above) };
-        let down = self.builder.int_vector(self.ty.scalar, i64::from(32 - bits), self.ty.lanes);
-        self.builder.emit("arith.shrsi", &[raised, down], self.ty, &[])
+    pub(crate) fn field(self, first: u32, bits: u32) -> Self {
+        let lowered = if first == 0 { self } else { self.shift_right(first.into()) };
+        if first + bits == 32 { lowered } else { lowered.and_bits((1 << bits) - 1) }
+    }
+
+    /// The same bits as lanes of another width, as many as fill the register.
+    #[track_caller]
+    pub(crate) fn as_lanes_of(self, scalar: Scalar) -> Self {
+        let lanes = i64::from(self.ty.lanes) * self.ty.scalar.bytes() / scalar.bytes();
+        self.builder.emit("vector.bitcast", &[self], Ty::vector(scalar, lanes as u32), &[])
+    }
+
+    /// The result, of type `result`, of an instruction of the processor that LLVM calls `name`.
+    #[track_caller]
+    pub(crate) fn instruction(self, name: &str, others: &[Self], result: Ty) -> Self {
+        let builder = self.builder;
+        let operands: Vec<Self> = std::iter::once(self).chain(others.iter().copied()).collect();
+        let empty: Attribute<'_> = DenseI32ArrayAttribute::new(builder.context, &[]).into();
+        let segments = DenseI32ArrayAttribute::new(builder.context, &[operands.len() as i32, 0]);
+        let intrinsic = StringAttribute::new(builder.context, name);
+        let attributes = [
+            ("intrin", intrinsic.into()),
+            ("op_bundle_sizes", empty),
+            ("operandSegmentSizes", segments.into()),
+        ];
+        builder.emit("llvm.call_intrinsic", &operands, result, &attributes)
     }
 
     /// A wider integer with the same value.
@@ -175,10 +208,18 @@ impl<'k> Val<'k> {
         self.builder.emit("arith.shli", &[self, bits], self.ty, &[])
     }
 
+    /// Bits shifted down by a constant, zeros from above.
     #[track_caller]
-    fn shift_right(self, bits: i64) -> Self {
+    pub(crate) fn shift_right(self, bits: i64) -> Self {
         let bits = self.builder.int_vector(self.ty.scalar, bits, self.ty.lanes);
         self.builder.emit("arith.shrui", &[self, bits], self.ty, &[])
+    }
+
+    /// Bits shifted down by a constant, the sign from above.
+    #[track_caller]
+    pub(crate) fn shift_right_signed(self, bits: i64) -> Self {
+        let bits = self.builder.int_vector(self.ty.scalar, bits, self.ty.lanes);
+        self.builder.emit("arith.shrsi", &[self, bits], self.ty, &[])
     }
 
     /// Bits that are also set in a constant.

@@ -82,7 +82,7 @@ fn describe_tiles(lanes: u32, request: &KernelRequest) -> String {
 /// Bytes of one row of a tensor; a tensor without rows (the group table) counts as nothing.
 fn row_bytes(tensor: &TensorType) -> u64 {
     let has_rows = tensor.dimensions.iter().any(|dimension| dimension.size.constant().is_none());
-    if has_rows { tensor.row_elements() * tensor.element.bytes() } else { 0 }
+    if has_rows { tensor.bytes(1, 1) } else { 0 }
 }
 
 fn cost(lanes: u32, request: &KernelRequest) -> Cost {

@@ -6,6 +6,7 @@ use qwen2c_request::{
     CacheType, KernelChoice, KernelRequest, Target, TargetDescription, Unservable, WeightLayout, WeightType,
 };
 
+use super::instructions::Instructions;
 use super::{choose, layout};
 
 /// One level of the architecture.
@@ -107,6 +108,11 @@ impl CpuTarget {
     /// LLVM's feature string.
     pub fn features(&self) -> &str {
         &self.features
+    }
+
+    /// Instructions for products of small numbers.
+    pub(super) fn instructions(&self) -> Instructions {
+        Instructions::of(self.lanes(), self.features.contains("avx512vnni"))
     }
 
     /// `f32` lanes of a vector register.
@@ -259,6 +265,7 @@ fn build_target(level: &Level, features: &[&Feature]) -> CpuTarget {
             family: "cpu",
             required_features,
             vector_lanes: level.vector_lanes,
+            multiplies_integers: true,
         },
         processor: level.processor,
         features: llvm_features.join(","),

@@ -110,7 +110,7 @@ pub fn compile_kernels(
     let mut compiled = CompiledKernels::default();
     for kernel in kernels {
         let start = Instant::now();
-        let mut module = lowering.build(kernel.name, kernel.request, kernel.layouts, target.lanes());
+        let mut module = lowering.build(kernel.name, kernel.request, kernel.layouts, target.instructions());
         let mut text = KernelText { name: kernel.name.to_owned(), ..KernelText::default() };
         lowering.tidy(&mut module).map_err(|messages| failure(kernel, "verify", messages))?;
         if keep.mlir {

@@ -139,6 +139,7 @@ fn put_element(element: Element, value: f32, out: &mut [u8]) {
         Element::Bf16 => out.copy_from_slice(&f32_to_bf16(value).to_le_bytes()),
         Element::F16 => out.copy_from_slice(&f32_to_f16(value).to_le_bytes()),
         Element::I32 => out.copy_from_slice(&(value as i32).to_le_bytes()),
+        Element::I8 { .. } => out.copy_from_slice(&(value as i8).to_le_bytes()),
     }
 }
 
@@ -232,8 +233,8 @@ fn scatter_panel(geometry: PanelGeometry, element: Element, values: &[f32], byte
     }
 }
 
-/// Quantizes the rows of a panel and puts the integers into `[columns / pair, lanes]` dwords, the first
-/// input of a dword in its lowest bits, and the scales into `[groups, lanes]`.
+/// Quantizes the rows of a panel and puts the integers into `[columns / pair, lanes]` dwords, in the order
+/// of [`Quantization::first_bit`], and the scales into `[groups, lanes]`.
 fn scatter_quantized_panel(
     geometry: PanelGeometry,
     quantization: Quantization,
@@ -251,18 +252,17 @@ fn scatter_quantized_panel(
             let per_dword = quantization.per_dword() as usize;
             for (index, dword) in integers.chunks(per_dword).enumerate() {
                 let place = (group * group_columns / per_dword + index) * lanes + lane;
-                data[place * 4..][..4].copy_from_slice(&pack_dword(quantization.bits, dword).to_le_bytes());
+                data[place * 4..][..4].copy_from_slice(&pack_dword(quantization, dword).to_le_bytes());
             }
         }
     }
 }
 
-/// Integers side by side, the first in the lowest bits, absent ones zero.
-fn pack_dword(bits: u32, integers: &[i8]) -> u32 {
-    let mask = (1_u32 << bits) - 1;
-    (0_u32..)
-        .zip(integers)
-        .fold(0, |dword, (index, integer)| dword | ((*integer as u32 & mask) << (index * bits)))
+/// Biased integers side by side, absent ones zero.
+fn pack_dword(quantization: Quantization, integers: &[i8]) -> u32 {
+    (0_u32..).zip(integers).fold(0, |dword, (input, integer)| {
+        dword | ((i32::from(*integer) + quantization.bias()) as u32) << quantization.first_bit(input)
+    })
 }
 
 #[cfg(test)]
@@ -285,6 +285,7 @@ mod tests {
             Element::Bf16 => bf16_to_f32(u16::from_le_bytes(bytes.try_into().unwrap())),
             Element::F16 => f16_to_f32(u16::from_le_bytes(bytes.try_into().unwrap())),
             Element::I32 => i32::from_le_bytes(bytes.try_into().unwrap()) as f32,
+            Element::I8 { .. } => unreachable!("weights are not activations"),
         }
     }
 
@@ -373,8 +374,8 @@ mod tests {
                 for (column, expected) in expected.iter().enumerate() {
                     let dword = &panel[(column / pair as usize * 8 + row % 8) * 4..][..4];
                     let dword = u32::from_le_bytes(dword.try_into().unwrap());
-                    let shift = column as u32 % pair * bits;
-                    let integer = (dword << (32 - bits - shift)) as i32 >> (32 - bits);
+                    let field = dword >> quantization.first_bit(column as u32 % pair) & ((1 << bits) - 1);
+                    let integer = field as i32 - (1 << (bits - 1));
                     let scale = &scales[(column / 32 * 8 + row % 8) * 2..][..2];
                     let scale = f16_to_f32(u16::from_le_bytes(scale.try_into().unwrap()));
                     assert_eq!(integer as f32 * scale, *expected, "row {row}, column {column}");

@@ -14,6 +14,7 @@ use qwen2c_request::{KernelRequest, WeightLayout};
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use super::instructions::Instructions;
 use super::kernels::{self, Kernel};
 use crate::builder::{Buffer, KernelBuilder, Scalar, Ty};
 
@@ -62,8 +63,9 @@ impl Lowering {
         name: &str,
         request: &KernelRequest,
         layouts: &[WeightLayout],
-        lanes: u32,
+        instructions: Instructions,
     ) -> Module<'_> {
+        let lanes = instructions.lanes;
         let module = Module::new(Location::unknown(&self.context));
         let tiles_name = format!("{name}{TILES_SUFFIX}");
         self.add_function(
@@ -71,7 +73,7 @@ impl Lowering {
             &tiles_name,
             false,
             |builder, operands, rows| {
-                let kernel = Kernel { k: builder, request, layouts, lanes, operands, rows };
+                let kernel = Kernel { k: builder, request, layouts, lanes, instructions, operands, rows };
                 builder.finish(&[kernels::tiles(&kernel)]);
             },
             request,
@@ -81,7 +83,7 @@ impl Lowering {
             name,
             true,
             |builder, operands, rows| {
-                let kernel = Kernel { k: builder, request, layouts, lanes, operands, rows };
+                let kernel = Kernel { k: builder, request, layouts, lanes, instructions, operands, rows };
                 kernels::body(&kernel, builder.argument(2, Ty::scalar(Scalar::I64)));
                 builder.finish(&[]);
             },

@@ -3,6 +3,7 @@
 mod choose;
 pub mod describe;
 pub mod emit;
+mod instructions;
 mod kernels;
 pub mod layout;
 mod lower;

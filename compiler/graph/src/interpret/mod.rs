@@ -16,7 +16,7 @@ mod tests;
 
 use std::fmt;
 
-use qwen2c_request::{Element, Operation, Size, TensorType};
+use qwen2c_request::{Element, Operation, Size, TensorType, quantize_activations};
 
 use crate::{Graph, SourceError, TensorSource, ValueId, VerifyError, Weight, verify};
 use cache::CacheStore;
@@ -39,12 +39,15 @@ impl Tensor {
         }
     }
 
-    /// Rounds every element to `element`.
-    fn round(&mut self, element: Element) {
-        if let Self::Floats(elements) = self
-            && element != Element::F32
-        {
-            elements.iter_mut().for_each(|value| *value = element.round(*value));
+    /// Rounds every element to the type of `ty`, integers with scales by groups of each row.
+    fn round(&mut self, ty: &TensorType) {
+        let Self::Floats(elements) = self else { return };
+        match ty.element {
+            Element::F32 => {}
+            Element::I8 { group } => elements
+                .chunks_mut(ty.columns() as usize)
+                .for_each(|row| quantize_activations(group, row)),
+            element => elements.iter_mut().for_each(|value| *value = element.round(*value)),
         }
     }
 }
@@ -185,7 +188,7 @@ impl<'a> Interpreter<'a> {
             };
             let results = execute(&mut operands)?;
             for (id, mut result) in op.outputs.iter().zip(results) {
-                result.round(graph.value(*id).ty.element);
+                result.round(&graph.value(*id).ty);
                 values[id.0 as usize] = Some(result);
             }
             for id in &self.dead_after[index] {
@@ -259,6 +262,8 @@ type Results = Result<Vec<Tensor>, InterpretError>;
 fn execute(operands: &mut Operands<'_>) -> Results {
     match operands.op.operation {
         Operation::Embed => matmul::embed(operands),
+        // Rounding to the result's type does it.
+        Operation::QuantizeRows => elementwise::map(operands, |x| x),
         Operation::Matmul { bias, residual, silu_multiply } => {
             matmul::matmul(operands, bias, residual, silu_multiply)
         }

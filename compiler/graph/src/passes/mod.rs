@@ -19,6 +19,7 @@ mod merge_gate_and_up;
 mod merge_qkv_projections;
 mod merge_weights;
 mod pad_uneven_dimensions;
+mod quantize_activations;
 mod remove_dead_values;
 mod resolve_rope;
 mod rewrite;
@@ -40,6 +41,8 @@ pub struct PassContext<'a> {
     pub target_lanes: u64,
     /// Most rows of a step of the list that the graph is for.
     pub max_rows: u64,
+    /// The target multiplies quantized weights with activations in 8-bit integers.
+    pub multiplies_integers: bool,
 }
 
 /// A rewrite of the graph. Returns the number of places rewritten.
@@ -65,6 +68,10 @@ const fn mandatory(name: &'static str, summary: &'static str, run: PassFunction)
 const fn optional(name: &'static str, summary: &'static str, run: PassFunction) -> Pass {
     Pass { name, summary, optional: true, run }
 }
+
+/// Name of the one optional pass that changes what is computed instead of how: references that are to
+/// agree with a program run it too.
+pub const QUANTIZE_ACTIVATIONS: &str = "quantize_activations";
 
 /// All passes in order of execution.
 pub const PASSES: &[Pass] = &[
@@ -119,6 +126,11 @@ pub const PASSES: &[Pass] = &[
         "group_experts",
         "multiplies all rows of an expert at once where a step brings several rows",
         group_experts::run,
+    ),
+    optional(
+        QUANTIZE_ACTIVATIONS,
+        "rounds activations to 8-bit integers in front of products with quantized weights",
+        quantize_activations::run,
     ),
     mandatory(
         "remove_dead_values",

@@ -52,7 +52,7 @@ pub(crate) fn tiny_experts_config() -> ModelConfig {
 
 /// The context of all tests: 8 lanes.
 pub(super) fn context(config: &ModelConfig, max_rows: u64) -> PassContext<'_> {
-    PassContext { config, target_lanes: 8, max_rows }
+    PassContext { config, target_lanes: 8, max_rows, multiplies_integers: true }
 }
 
 /// Runs a pass on a graph in text form; both sides are verified. Gives the number of rewrites and the
@@ -208,7 +208,7 @@ proptest! {
     /// Whatever passes are switched off, the graph verifies and means the same.
     #[test]
     fn any_subset_of_passes_keeps_the_logits(
-        selection in proptest::bits::u32::masked((1 << 11) - 1),
+        selection in proptest::bits::u32::masked((1 << 12) - 1),
         is_sparse: bool,
         has_biases: bool,
         max_rows in prop_oneof![Just(1_u64), Just(8)],
@@ -216,7 +216,7 @@ proptest! {
         let config = if is_sparse { tiny_experts_config() } else { tiny_config() };
         let config = ModelConfig { qkv_bias: has_biases, ..config };
         let optional = optional_passes();
-        prop_assert_eq!(optional.len(), 11);
+        prop_assert_eq!(optional.len(), 12);
         let disabled: BTreeSet<&str> = optional
             .iter()
             .enumerate()

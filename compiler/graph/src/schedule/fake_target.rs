@@ -28,6 +28,7 @@ impl FakeTarget {
             family: "fake",
             required_features: Vec::new(),
             vector_lanes: 8,
+            multiplies_integers: false,
         };
         Self { description, refused: None }
     }

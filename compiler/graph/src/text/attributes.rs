@@ -41,6 +41,7 @@ pub(super) fn attributes(operation: &Operation) -> Vec<(&'static str, Attribute)
         Operation::Slice { first } => vec![("first", Integer(first))],
         Operation::Embed
         | Operation::GatherRows
+        | Operation::QuantizeRows
         | Operation::AddBias
         | Operation::WriteCache
         | Operation::CausalSoftmax
@@ -93,6 +94,7 @@ pub(super) fn operation(name: &str, mut written: Written<'_>) -> Result<Operatio
         "embed" => Operation::Embed,
         "gather_rows" => Operation::GatherRows,
         "rms_norm" => Operation::RmsNorm { epsilon: written.real("epsilon")? },
+        "quantize_rows" => Operation::QuantizeRows,
         "matmul" => Operation::Matmul {
             bias: written.flag("bias")?,
             residual: written.flag("residual")?,

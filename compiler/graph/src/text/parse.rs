@@ -216,7 +216,7 @@ impl<'a> Parser<'a> {
     fn element(&mut self) -> Result<Element, Fault> {
         let (word, place) = self.word("an element type")?;
         Element::from_name(word)
-            .ok_or_else(|| (format!("expected `f32`, `bf16`, `f16` or `i32`, found `{word}`"), place))
+            .ok_or_else(|| (format!("expected `f32`, `bf16`, `f16`, `i32` or `i8.32`, found `{word}`"), place))
     }
 
     fn tensor_type(&mut self) -> Result<TensorType, Fault> {

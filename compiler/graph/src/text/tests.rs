@@ -80,7 +80,7 @@ fn broken_text_is_refused_where_it_breaks() {
         "expected `input`, `weight`, `cache`, `output`, an operation or `}`, found a quoted string",
     );
     refused_line("input %«x: f32[rows]", "value `%x` is defined twice");
-    refused_line("input %y: «f64[rows]", "expected `f32`, `bf16`, `f16` or `i32`, found `f64`");
+    refused_line("input %y: «f64[rows]", "expected `f32`, `bf16`, `f16`, `i32` or `i8.32`, found `f64`");
     refused_line("input %y: f32[«n]", "dimension `n` has no size: write `n=…`");
     refused_line("input %y: f32[n=«-1]", "expected a size, `rows` or `logit_rows`, found `-1`");
     refused_line("input %y: f32[n=1 «m=2]", "expected `,`, found `m`");
@@ -112,7 +112,13 @@ fn broken_text_is_refused_where_it_breaks() {
 }
 
 fn element() -> impl Strategy<Value = Element> {
-    prop_oneof![Just(Element::F32), Just(Element::Bf16), Just(Element::F16), Just(Element::I32)]
+    prop_oneof![
+        Just(Element::F32),
+        Just(Element::Bf16),
+        Just(Element::F16),
+        Just(Element::I32),
+        Just(Element::I8 { group: 64 }),
+    ]
 }
 
 /// Plain names, keywords and anything else.

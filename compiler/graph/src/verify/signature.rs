@@ -3,7 +3,8 @@
 //! A pattern such as `T[rows, heads·head_dim]` is an element type and the dimensions:
 //!
 //! * element: a type's name; `T`, the activation type; `W`, `T` or f32 (router weights are kept in f32);
-//!   `E`, any type. A letter means the same type in the whole operation.
+//!   `X`, `T` or integers with scales, `Q`, these alone; `E`, any type. A letter means the same type in the
+//!   whole operation.
 //! * dimension: a number; `rows`, either variable dimension, the same in the whole operation;
 //!   `all_rows` and `logit_rows`, that one; a name, any number, the same in the whole operation; `2n`,
 //!   twice a number; `a·b`, a product of which at most one factor is unknown so far.
@@ -86,11 +87,12 @@ fn signature_of(graph: &Graph, op: &Op) -> Signature {
         }
         Operation::GatherRows => signature(["E[all_rows, n]", "i32[logit_rows]"], ["E[logit_rows, n]"]),
         Operation::RmsNorm { .. } => signature(["f32[rows, n]"], ["T[rows, n]"]).weights(["f32[n]"]),
+        Operation::QuantizeRows => signature(["T[…]"], ["Q[…]"]),
         Operation::Matmul { silu_multiply: true, .. } => {
-            signature(["T[rows, k]"], ["T[rows, n]"]).weights(["W[2n, k]"])
+            signature(["X[rows, k]"], ["T[rows, n]"]).weights(["W[2n, k]"])
         }
         Operation::Matmul { bias, residual, silu_multiply: false } => {
-            signature(["T[rows, k]"], ["f32[rows, n]"])
+            signature(["X[rows, k]"], ["f32[rows, n]"])
                 .more_inputs(when(residual, &["f32[rows, n]"]))
                 .weights(["W[n, k]"])
                 .more_weights(when(bias, &["f32[n]"]))
@@ -149,7 +151,7 @@ fn signature_of(graph: &Graph, op: &Op) -> Signature {
         Operation::GroupRows { .. } => signature(["i32[rows, k]"], ["i32[table]"]),
         Operation::ExpertMatmul { grouped, silu_multiply } => {
             let rank = op.inputs.first().map_or(0, |id| graph.value(*id).ty.dimensions.len());
-            let x = if rank == 3 { "T[rows, k, n]" } else { "T[rows, n]" };
+            let x = if rank == 3 { "X[rows, k, n]" } else { "X[rows, n]" };
             let y = if silu_multiply { "T[rows, k, m]" } else { "f32[rows, k, m]" };
             let weight = if silu_multiply { "W[experts, 2m, n]" } else { "W[experts, m, n]" };
             signature([x, "i32[rows, k]"], [y]).more_inputs(when(grouped, &["i32[table]"])).weights([weight])
@@ -267,8 +269,29 @@ pub(super) fn check(graph: &Graph, op: &Op) -> Result<Option<Element>, String> {
     for (id, pattern) in op.outputs.iter().zip(&signature.outputs) {
         value_fits(*id, pattern, &mut bound)?;
     }
+    integers_match_weight(graph, op)?;
     relations(&op.operation, &|name| bound.numbers.get(name).copied().unwrap_or(0))?;
     Ok(bound.elements.get("T").copied())
+}
+
+/// Integers are multiplied with weights that have the same groups.
+fn integers_match_weight(graph: &Graph, op: &Op) -> Result<(), String> {
+    let (Operation::Matmul { .. } | Operation::ExpertMatmul { .. }, [x, ..], [weight, ..]) =
+        (&op.operation, &op.inputs[..], &op.weights[..])
+    else {
+        return Ok(());
+    };
+    let (x, weight) = (graph.value(*x), graph.weight(*weight));
+    let Element::I8 { group } = x.ty.element else { return Ok(()) };
+    if weight.ty.quantization.is_some_and(|quantization| quantization.group == group) {
+        return Ok(());
+    }
+    Err(format!(
+        "`%{}` is integers in groups of {group}, but `@{}` is `{}`",
+        x.name,
+        weight.name,
+        weight_type(&weight.ty)
+    ))
 }
 
 /// What the names of a signature stand for, as far as the operands seen so far tell.
@@ -314,8 +337,10 @@ impl Bound {
         if let Some(element) = Element::from_name(pattern) {
             return found == element;
         }
-        let is_float = found != Element::I32;
+        let is_float = found.is_float();
         match pattern {
+            "Q" => matches!(found, Element::I8 { .. }),
+            "X" => matches!(found, Element::I8 { .. }) || self.matches_element(found, "T"),
             "W" => is_float && (found == Element::F32 || self.matches_element(found, "T")),
             "T" => is_float && *self.elements.entry("T").or_insert(found) == found,
             _ => *self.elements.entry(pattern).or_insert(found) == found,

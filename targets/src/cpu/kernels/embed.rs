@@ -8,6 +8,7 @@
 use qwen2c_request::{Element, Quantization, WeightLayout};
 
 use super::Kernel;
+use super::panel_product::widened;
 use crate::builder::{Buffer, Scalar, Val};
 use crate::cpu::layout::PanelGeometry;
 
@@ -62,8 +63,7 @@ fn gather_integers<'k>(
         let scale = scales.load(column / k.int(quantization.group) * lanes + lane, 1);
         let packed = panel.load_as(Scalar::I32, dword * lanes + lane, 1);
         for input in 0..inputs {
-            let value = packed.signed_field(input * quantization.bits, quantization.bits).to_float() * scale;
-            out.store(column + k.int(input), value);
+            out.store(column + k.int(input), widened(packed, &quantization, input) * scale);
         }
     };
     let whole = k.int(geometry.columns / u64::from(per_dword));

@@ -87,14 +87,13 @@ fn multiply_entries<'k>(
     let (k, lanes) = (kernel.k, kernel.lanes);
     let matrix_bytes = geometry(kernel.layouts, kernel.weight_type(0), lanes).matrix_bytes();
     let product = PanelProduct::new(kernel, expert * k.int(matrix_bytes));
-    let inputs = k.int(product.geometry.columns);
     // `x` has a row for each entry (behind the first product) or one for all choices of a row.
     let is_by_entry = kernel.input_type(0).dimensions.len() == 3;
-    let offsets: Vec<Val<'k>> = entries
+    let rows: Vec<Val<'k>> = entries
         .iter()
-        .map(|entry| if is_by_entry { *entry * inputs } else { *entry / k.int(choices(kernel)) * inputs })
+        .map(|entry| if is_by_entry { *entry } else { *entry / k.int(choices(kernel)) })
         .collect();
-    let sums = product.sums(kernel, &offsets, first_panel, panels);
+    let sums = product.sums(kernel, &rows, first_panel, panels);
     for (entry, sums) in entries.iter().zip(&sums) {
         finish_entry(kernel, *entry, first_panel, sums);
     }

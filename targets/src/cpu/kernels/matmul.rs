@@ -69,10 +69,7 @@ fn multiply_rows<'k>(
     first_panel: Val<'k>,
     panels: u32,
 ) {
-    let k = kernel.k;
-    let inputs = k.int(product.geometry.columns);
-    let offsets: Vec<Val<'k>> = rows.iter().map(|row| *row * inputs).collect();
-    let sums = product.sums(kernel, &offsets, first_panel, panels);
+    let sums = product.sums(kernel, rows, first_panel, panels);
     for (row, sums) in rows.iter().zip(&sums) {
         finish_row(kernel, *row, first_panel, sums);
     }

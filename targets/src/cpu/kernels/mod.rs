@@ -16,8 +16,10 @@ mod expert_matmul;
 mod functions;
 mod gather_rows;
 mod group_rows;
+mod integer_product;
 mod matmul;
 mod panel_product;
+mod quantize_rows;
 mod rms_norm;
 mod rotate;
 mod rotate_and_write_cache;
@@ -30,6 +32,7 @@ mod write_cache;
 use qwen2c_request::{CacheType, Element, KernelRequest, Operation, TensorType, WeightLayout, WeightType};
 
 use crate::builder::{Buffer, KernelBuilder, Val};
+use crate::cpu::instructions::Instructions;
 pub(super) use matmul::{rows_side_by_side, tile_panels};
 pub(super) use panel_product::pair_of;
 
@@ -43,6 +46,8 @@ pub(super) struct Kernel<'k, 'r> {
     pub(super) layouts: &'r [WeightLayout],
     /// `f32` lanes of a vector register.
     pub(super) lanes: u32,
+    /// Instructions for products of small numbers.
+    pub(super) instructions: Instructions,
     /// One buffer for each operand, in the order of the request.
     pub(super) operands: Vec<Buffer<'k>>,
     /// Rows of this step.
@@ -96,6 +101,7 @@ pub(super) fn operand_elements(request: &KernelRequest) -> Vec<Element> {
 /// Emits the number of tiles of a step.
 pub(super) fn tiles<'k>(kernel: &Kernel<'k, '_>) -> Val<'k> {
     match kernel.request.operation {
+        Operation::QuantizeRows => quantize_rows::tiles(kernel),
         Operation::Matmul { .. } => matmul::tiles(kernel),
         Operation::ExpertMatmul { .. } => expert_matmul::tiles(kernel),
         Operation::Attention { .. } => attention::tiles(kernel),
@@ -115,6 +121,7 @@ pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, tile: Val<'k>) {
         Operation::GatherRows => gather_rows::body(kernel, tile),
         Operation::RmsNorm { epsilon } => rms_norm::body(kernel, tile, epsilon.0),
         Operation::AddAndNorm { epsilon } => rms_norm::body_with_add(kernel, tile, epsilon.0),
+        Operation::QuantizeRows => quantize_rows::body(kernel, tile),
         Operation::Matmul { .. } => matmul::body(kernel, tile),
         Operation::ExpertMatmul { .. } => expert_matmul::body(kernel, tile),
         Operation::CombineExperts { residual } => combine_experts::body(kernel, tile, residual),

@@ -23,6 +23,7 @@
 use qwen2c_request::{Element, Quantization, WeightLayout, WeightType};
 
 use super::Kernel;
+use super::quantize_rows::QuantizedBuffer;
 use crate::builder::{Buffer, Compare, Scalar, Val};
 use crate::cpu::layout::PanelGeometry;
 
@@ -54,26 +55,36 @@ impl<'k> PanelProduct<'k> {
         Self { activations: kernel.input(0), panels: kernel.weight(0).at_bytes(first_byte), geometry }
     }
 
-    /// Sums `[row][panel]` for the rows at these element offsets and `count` panels from `first_panel`.
+    /// Sums `[row][panel]` for rows of activations with these numbers and `count` panels from
+    /// `first_panel`.
     pub(super) fn sums(
         &self,
         kernel: &Kernel<'k, '_>,
-        row_offsets: &[Val<'k>],
+        rows: &[Val<'k>],
         first_panel: Val<'k>,
         count: u32,
     ) -> Vec<Vec<Val<'k>>> {
-        let (k, lanes) = (kernel.k, kernel.lanes);
-        let rows: Vec<Buffer<'k>> = row_offsets.iter().map(|offset| self.activations.at(*offset)).collect();
+        let (k, lanes, columns) = (kernel.k, kernel.lanes, self.geometry.columns);
         let panels: Vec<Buffer<'k>> = (0..count)
             .map(|index| (first_panel + k.int(index)) * k.int(self.geometry.panel_bytes()))
             .map(|offset_bytes| self.panels.at_bytes(offset_bytes))
             .collect();
-        let zeros = vec![k.float(0.0, lanes); rows.len() * panels.len()];
-        let sums = match self.geometry.quantization {
-            Some(quantization) => self.quantized_sums(kernel, &rows, &panels, quantization, &zeros),
-            None => self.plain_sums(kernel, &rows, &panels, &zeros),
+        let sums = match (self.geometry.quantization, self.activations.element) {
+            (Some(quantization), Element::I8 { group }) => {
+                let row = |row: &Val<'k>| QuantizedBuffer::new(self.activations, columns, group, *row);
+                self.integer_sums(kernel, rows.iter().map(row).collect(), panels, quantization)
+            }
+            (quantization, _) => {
+                let row = |row: &Val<'k>| self.activations.at(*row * k.int(columns));
+                let rows: Vec<Buffer<'k>> = rows.iter().map(row).collect();
+                let zeros = vec![k.float(0.0, lanes); rows.len() * panels.len()];
+                match quantization {
+                    Some(quantization) => self.quantized_sums(kernel, &rows, &panels, quantization, &zeros),
+                    None => self.plain_sums(kernel, &rows, &panels, &zeros),
+                }
+            }
         };
-        sums.chunks(panels.len()).map(<[Val<'k>]>::to_vec).collect()
+        sums.chunks(count as usize).map(<[Val<'k>]>::to_vec).collect()
     }
 
     fn plain_sums(
@@ -187,7 +198,7 @@ fn dword_step<'k>(
     sums: &[Val<'k>],
 ) -> Vec<Val<'k>> {
     let (k, lanes) = (kernel.k, kernel.lanes);
-    let (bits, per_dword) = (quantization.bits, quantization.per_dword());
+    let per_dword = quantization.per_dword();
     let place = *dword * k.int(lanes);
     let packed: Vec<Val<'k>> = panels.iter().map(|panel| panel.load_as(Scalar::I32, place, lanes)).collect();
     let mut sums = sums.to_vec();
@@ -205,7 +216,7 @@ fn dword_step<'k>(
         let weights: Vec<Vec<Val<'k>>> = (input..input + count)
             .map(|input| {
                 let widen = |(packed, scale): (&Val<'k>, &Val<'k>)| {
-                    packed.signed_field(input * bits, bits).to_float() * *scale
+                    widened(*packed, quantization, input) * *scale
                 };
                 packed.iter().zip(scales).map(widen).collect()
             })
@@ -213,6 +224,13 @@ fn dword_step<'k>(
         sums = accumulate(rows, &weights, &sums, |row| activations(row, input));
     }
     sums
+}
+
+/// The integers of the `input`-th inputs of some dwords as `f32`.
+pub(super) fn widened<'k>(packed: Val<'k>, quantization: &Quantization, input: u32) -> Val<'k> {
+    let field = packed.field(quantization.first_bit(input), quantization.bits);
+    let bias = field.builder().int_vector(Scalar::I32, quantization.bias().into(), field.ty.lanes);
+    (field - bias).to_float()
 }
 
 /// Columns of the result in one tile, as panels of weights.
@@ -291,6 +309,6 @@ pub(in crate::cpu) const fn pair_of(weight: &WeightType) -> u32 {
     match (weight.quantization, weight.element) {
         (Some(quantization), _) => quantization.per_dword(),
         (None, Element::Bf16) => 2,
-        (None, Element::F32 | Element::F16 | Element::I32) => 1,
+        (None, Element::F32 | Element::F16 | Element::I32 | Element::I8 { .. }) => 1,
     }
 }

@@ -9,8 +9,9 @@ use std::ffi::{CString, c_void};
 use std::process::Command;
 
 use qwen2c_request::{
-    CacheKind, CacheType, Dimension, Element, KernelRequest, Operation, Quantization, Real, Size, Target,
-    TensorType, WeightLayout, WeightType, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16, round_row,
+    CacheKind, CacheType, Dimension, Element, KernelRequest, Operation, Quantization, QuantizedRow, Real, Size,
+    Target, TensorType, WeightLayout, WeightType, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16,
+    quantize_activations, round_row,
 };
 
 use super::describe::{CpuTarget, resolve_target};
@@ -20,7 +21,7 @@ use super::layout::pack_weight;
 /// The targets that this machine can run, at least the lowest.
 fn targets() -> Vec<CpuTarget> {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap();
-    ["x86-64-v3", "x86-64-v4"]
+    ["x86-64-v3", "x86-64-v4", "x86-64-v4+avx512vnni"]
         .into_iter()
         .map(|name| resolve_target(name).unwrap())
         .filter(|target| {
@@ -59,8 +60,53 @@ fn to_bytes(element: Element, values: &[f32]) -> Vec<u8> {
             Element::I32 => (*value as i32).to_le_bytes().to_vec(),
             Element::Bf16 => f32_to_bf16(*value).to_le_bytes().to_vec(),
             Element::F16 => f32_to_f16(*value).to_le_bytes().to_vec(),
+            Element::I8 { .. } => unreachable!("rows of integers are written by `quantized_rows`"),
         })
         .collect()
+}
+
+/// The bytes of a value, from its numbers.
+fn value_bytes(ty: &TensorType, values: &[f32]) -> Vec<u8> {
+    match ty.element {
+        Element::I8 { group } => quantized_rows(values, ty.columns(), group),
+        element => to_bytes(element, values),
+    }
+}
+
+/// Rows of integers with scales, written from the format's definition.
+fn quantized_rows(values: &[f32], columns: u64, group: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for row in values.chunks(columns as usize) {
+        let (mut scales, mut sums) = (Vec::new(), Vec::new());
+        for group_values in row.chunks(group as usize) {
+            let largest = group_values.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+            let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+            let mut integers: Vec<i8> =
+                group_values.iter().map(|x| (x * inverse).round_ties_even() as i8).collect();
+            integers.resize(group as usize, 0);
+            let sum: i32 = integers.iter().map(|integer| i32::from(*integer)).sum();
+            bytes.extend(integers.iter().map(|integer| *integer as u8));
+            scales.extend((largest * (1.0 / 127.0)).to_le_bytes());
+            sums.extend((-sum).to_le_bytes());
+        }
+        bytes.extend(scales);
+        bytes.extend(sums);
+    }
+    bytes
+}
+
+/// The numbers that `quantized_rows` stands for.
+fn from_quantized_rows(bytes: &[u8], columns: u64, group: u32) -> Vec<f32> {
+    let extents = QuantizedRow { elements: columns, group: group.into() };
+    let row_values = |row: &[u8]| -> Vec<f32> {
+        let scales = &row[extents.scales_at_bytes() as usize..];
+        let value = |column: usize| {
+            let scale = &scales[column / group as usize * 4..][..4];
+            f32::from(row[column] as i8) * f32::from_le_bytes(scale.try_into().unwrap())
+        };
+        (0..columns as usize).map(value).collect()
+    };
+    bytes.chunks_exact(extents.bytes() as usize).flat_map(row_values).collect()
 }
 
 fn from_bytes(element: Element, bytes: &[u8]) -> Vec<f32> {
@@ -71,6 +117,7 @@ fn from_bytes(element: Element, bytes: &[u8]) -> Vec<f32> {
             Element::I32 => i32::from_le_bytes(chunk.try_into().unwrap()) as f32,
             Element::Bf16 => bf16_to_f32(u16::from_le_bytes(chunk.try_into().unwrap())),
             Element::F16 => f16_to_f32(u16::from_le_bytes(chunk.try_into().unwrap())),
+            Element::I8 { .. } => unreachable!("rows of integers are read by `from_quantized_rows`"),
         })
         .collect()
 }
@@ -138,7 +185,7 @@ fn run(
         choice.layouts.iter().map(|options| options.last().unwrap().layout).collect();
     let kernel = load(target, request, &layouts);
     let mut buffers: Vec<Vec<u8>> =
-        request.inputs.iter().zip(inputs).map(|(ty, x)| to_bytes(ty.element, x)).collect();
+        request.inputs.iter().zip(inputs).map(|(ty, x)| value_bytes(ty, x)).collect();
     for ((ty, layout), values) in request.weights.iter().zip(&layouts).zip(weights) {
         let mut bytes = Vec::new();
         pack_weight::<()>(
@@ -160,6 +207,9 @@ fn run(
     buffers.extend(caches.iter().cloned());
     let first_output = buffers.len();
     buffers.extend(request.outputs.iter().map(|ty| {
+        if matches!(ty.element, Element::I8 { .. }) {
+            return vec![77; ty.bytes(count, count) as usize];
+        }
         let elements = ty.bytes(count, count) / ty.element.bytes();
         to_bytes(ty.element, &vec![77.0; elements as usize])
     }));
@@ -179,7 +229,10 @@ fn run(
         .outputs
         .iter()
         .zip(&buffers[first_output..])
-        .map(|(ty, bytes)| from_bytes(ty.element, bytes))
+        .map(|(ty, bytes)| match ty.element {
+            Element::I8 { group } => from_quantized_rows(bytes, ty.columns(), group),
+            element => from_bytes(element, bytes),
+        })
         .collect()
 }
 

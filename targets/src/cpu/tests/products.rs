@@ -99,6 +99,71 @@ fn products_and_gathers_of_quantized_weights() {
     }
 }
 
+/// The largest sums that fit: extremes of both signs, without mercy for 16-bit lanes.
+fn extremes(count: u64) -> Vec<f32> {
+    (0..count).map(|index| if index % 32 == 31 || index / 32 % 2 == 1 { -1.0 } else { 1.0 }).collect()
+}
+
+#[test]
+fn products_of_integers() {
+    for target in targets() {
+        for (bits, group) in [(8, 32), (4, 32), (4, 64), (8, 128), (4, 128)] {
+            let quantization = Quantization { bits, group };
+            for (inputs, outputs, count, max_rows) in [
+                (128_u64, 64_u64, 1_u64, 1_u64),
+                (101, 107, 1, 1),
+                (101, 40, 13, 256),
+                (71, 33, 9, 256),
+                (260, 16, 70, 256),
+            ] {
+                let mut w_type = weight(Element::Bf16, &[outputs, inputs]);
+                w_type.quantization = Some(quantization);
+                let mut ty = request(
+                    Operation::Matmul { bias: false, residual: false, silu_multiply: false },
+                    vec![rows(Element::I8 { group }, &[inputs])],
+                    vec![w_type],
+                    vec![rows(Element::F32, &[outputs])],
+                );
+                ty.max_rows = max_rows;
+                for (x, w) in [
+                    (numbers(count * inputs, 21), numbers(outputs * inputs, 22)),
+                    (extremes(count * inputs), extremes(outputs * inputs)),
+                ] {
+                    let found =
+                        run(&target, &ty, count, std::slice::from_ref(&x), std::slice::from_ref(&w), &mut []);
+                    let mut x = x;
+                    x.chunks_mut(inputs as usize).for_each(|row| quantize_activations(group, row));
+                    let w = dequantized(quantization, &w, inputs);
+                    assert_close(&found[0], &product(&x, &w, inputs as usize), 1e-5);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_are_quantized_as_defined() {
+    for target in targets() {
+        for group in [32, 64, 128] {
+            for (element, extents) in [
+                (Element::Bf16, vec![256_u64]),
+                (Element::F16, vec![101]),
+                (Element::F32, vec![7]),
+                (Element::Bf16, vec![3, 130]),
+            ] {
+                let (input, output) = (rows(element, &extents), rows(Element::I8 { group }, &extents));
+                let columns = input.columns() as usize;
+                let mut x = numbers(5 * input.row_elements(), 31);
+                x[..columns.min(40)].fill(0.0);
+                let ty = request(Operation::QuantizeRows, vec![input], vec![], vec![output]);
+                let found = run(&target, &ty, 5, std::slice::from_ref(&x), &[], &mut []);
+                x.chunks_mut(columns).for_each(|row| quantize_activations(group, row));
+                assert_close(&found[0], &x, 1e-6);
+            }
+        }
+    }
+}
+
 #[test]
 fn a_row_gets_the_same_bits_alone_and_among_others() {
     for target in targets() {

@@ -1,0 +1,41 @@
+//! What a level's instructions for products of small numbers are called in LLVM.
+
+/// Instructions of a target.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Instructions {
+    /// `f32` lanes of a vector register.
+    pub(super) lanes: u32,
+    /// Products of bytes.
+    pub(super) byte_products: ByteProducts,
+}
+
+/// LLVM's names of the instructions that multiply bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ByteProducts {
+    /// `vpdpbusd`: adds four products of an unsigned and a signed byte to each 32-bit lane.
+    pub(super) dot: Option<&'static str>,
+    /// `vpmaddubsw`: two products of an unsigned and a signed byte, added to a 16-bit lane that saturates.
+    pub(super) byte_pairs: &'static str,
+    /// `vpmaddwd`: two products of signed 16-bit lanes, added to a 32-bit lane.
+    pub(super) half_pairs: &'static str,
+}
+
+impl Instructions {
+    /// The instructions for vectors of 16 or 8 lanes.
+    pub(super) const fn of(lanes: u32, has_vnni: bool) -> Self {
+        let byte_products = if lanes == 16 {
+            ByteProducts {
+                dot: if has_vnni { Some("llvm.x86.avx512.vpdpbusd.512") } else { None },
+                byte_pairs: "llvm.x86.avx512.pmaddubs.w.512",
+                half_pairs: "llvm.x86.avx512.pmaddw.d.512",
+            }
+        } else {
+            ByteProducts {
+                dot: None,
+                byte_pairs: "llvm.x86.avx2.pmadd.ub.sw",
+                half_pairs: "llvm.x86.avx2.pmadd.wd",
+            }
+        };
+        Self { lanes, byte_products }
+    }
+}

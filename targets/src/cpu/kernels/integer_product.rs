@@ -1,0 +1,205 @@
+//! The inner product where activations are 8-bit integers: integers are multiplied and added exactly, and
+//! each group's sum is scaled once.
+//!
+//! ```text
+//! for group:
+//!   total[row, panel] = −bias · sum of the row's integers        weights are stored unsigned: + bias
+//!   for dword of 4 inputs:                 weights stream, one load for 4 (8 bits) or 8 (4 bits) inputs
+//!     total[row, panel] += Σ₄ a[row, input] · w[lanes, input]
+//!   sum[row, panel] += total · (scale of w[lanes] · scale of a[row])
+//! ```
+//!
+//! With VNNI the innermost line is one instruction (`vpdpbusd`): 64 products. Without it, 4-bit weights
+//! multiply bytes to 16-bit pairs (`vpmaddubsw`), whose sums over 32 inputs stay below 8 · 2 · 15 · 127 =
+//! 30480 and are widened once (`vpmaddwd` with ones); 8-bit weights would overflow there and are widened
+//! first. Integers are exact on all of these ways, and the floats of a group are added in one order, so
+//! that every level, and a row alone or among others, gives the same bits.
+
+use qwen2c_request::{Element, Quantization};
+
+use super::Kernel;
+use super::panel_product::PanelProduct;
+use super::quantize_rows::QuantizedBuffer;
+use crate::builder::{Buffer, Scalar, Ty, Val};
+
+/// Inputs of a block: as many as 16-bit sums of products with 4-bit weights can hold.
+const BLOCK_INPUTS: u32 = 32;
+
+/// Dwords of one block of inputs.
+struct Block<'k> {
+    /// Dword of the panels at which it starts.
+    first_dword: Val<'k>,
+    /// Dwords that exist.
+    dwords: u32,
+}
+
+/// Operands of a product.
+struct Operands<'k> {
+    /// Integers of each row.
+    rows: Vec<QuantizedBuffer<'k>>,
+    /// Each panel.
+    panels: Vec<Buffer<'k>>,
+    quantization: Quantization,
+}
+
+impl<'k> PanelProduct<'k> {
+    /// Sums `[row][panel]`, row by row, of rows of integers.
+    pub(super) fn integer_sums(
+        &self,
+        kernel: &Kernel<'k, '_>,
+        rows: Vec<QuantizedBuffer<'k>>,
+        panels: Vec<Buffer<'k>>,
+        quantization: Quantization,
+    ) -> Vec<Val<'k>> {
+        let (k, columns) = (kernel.k, self.geometry.columns);
+        let group = u64::from(quantization.group);
+        let sums = vec![k.float(0.0, kernel.lanes); rows.len() * panels.len()];
+        let operands = Operands { rows, panels, quantization };
+        let mut sums = k.for_each(k.int(0), k.int(columns / group), 1, &sums, |index, sums| {
+            self.add_group(kernel, &operands, index, quantization.group, sums)
+        });
+        let rest = (columns % group) as u32;
+        if rest > 0 {
+            sums = self.add_group(kernel, &operands, k.int(columns / group), rest, &sums);
+        }
+        sums
+    }
+
+    /// `sums` and the products of group number `group`, of whose inputs `inputs` exist.
+    fn add_group(
+        &self,
+        kernel: &Kernel<'k, '_>,
+        operands: &Operands<'k>,
+        group: Val<'k>,
+        inputs: u32,
+        sums: &[Val<'k>],
+    ) -> Vec<Val<'k>> {
+        let (k, lanes, quantization) = (kernel.k, kernel.lanes, operands.quantization);
+        let (per_dword, panels) = (quantization.per_dword(), operands.panels.len());
+        let starts = operands.rows.iter().flat_map(|row| {
+            let negated_sum = row.negated_sums().load(group, 1).splat(lanes);
+            vec![negated_sum.shift_left(i64::from(quantization.bits) - 1); panels]
+        });
+        let mut totals: Vec<Val<'k>> = starts.collect();
+        let first_dword = group * k.int(quantization.group / per_dword);
+        let block_dwords = BLOCK_INPUTS / per_dword;
+        let dwords = inputs.div_ceil(per_dword);
+        let (whole, rest) = (dwords / block_dwords, dwords % block_dwords);
+        let block = |index: Val<'k>, dwords: u32, totals: &[Val<'k>]| {
+            let block = Block { first_dword: first_dword + index * k.int(block_dwords), dwords };
+            add_block(kernel, operands, &block, totals)
+        };
+        if whole == 1 {
+            totals = block(k.int(0), block_dwords, &totals);
+        } else if whole > 1 {
+            totals = k.for_each(k.int(0), k.int(whole), 1, &totals, |index, totals| {
+                block(index, block_dwords, totals)
+            });
+        }
+        if rest > 0 {
+            totals = block(k.int(whole), rest, &totals);
+        }
+        let scale_place = group * k.int(lanes);
+        let weight_scales: Vec<Val<'k>> = operands
+            .panels
+            .iter()
+            .map(|panel| panel.at_bytes(k.int(self.geometry.data_bytes())).seen_as(Element::F16))
+            .map(|scales| scales.load(scale_place, lanes))
+            .collect();
+        let mut results = Vec::with_capacity(sums.len());
+        for (row, (totals, sums)) in
+            operands.rows.iter().zip(totals.chunks(panels).zip(sums.chunks(panels)))
+        {
+            let scale = row.scales().load(group, 1).splat(lanes);
+            for ((total, sum), weight_scale) in totals.iter().zip(sums).zip(&weight_scales) {
+                results.push(total.to_float().multiply_add(*weight_scale * scale, *sum));
+            }
+        }
+        results
+    }
+}
+
+/// `totals[row][panel]` and the products of one block.
+fn add_block<'k>(
+    kernel: &Kernel<'k, '_>,
+    operands: &Operands<'k>,
+    block: &Block<'k>,
+    totals: &[Val<'k>],
+) -> Vec<Val<'k>> {
+    let (k, lanes, bits) = (kernel.k, kernel.lanes, operands.quantization.bits);
+    let panels = operands.panels.len();
+    let mut totals: Vec<Total<'k>> = totals.iter().map(|total| Total::new(*total)).collect();
+    for index in 0..block.dwords {
+        let dword = block.first_dword + k.int(index);
+        let packed: Vec<Val<'k>> =
+            operands.panels.iter().map(|panel| panel.load_as(Scalar::I32, dword * k.int(lanes), lanes)).collect();
+        // Each part has the unsigned bytes of four inputs.
+        let parts = if bits == 4 { 2 } else { 1 };
+        for part in 0..parts {
+            let weights: Vec<Val<'k>> =
+                packed.iter().map(|packed| if bits == 4 { nibbles(*packed, part) } else { *packed }).collect();
+            for (row, totals) in operands.rows.iter().zip(totals.chunks_mut(panels)) {
+                let place = dword * k.int(parts) + k.int(part);
+                let activations = row.row.load_as(Scalar::I32, place, 1).splat(lanes);
+                for (total, weights) in totals.iter_mut().zip(&weights) {
+                    total.add_products(kernel, *weights, activations, bits);
+                }
+            }
+        }
+    }
+    totals.into_iter().map(|total| total.finish(kernel)).collect()
+}
+
+/// The low or the high halves of all bytes.
+fn nibbles(packed: Val<'_>, part: i64) -> Val<'_> {
+    let lowered = if part == 0 { packed } else { packed.shift_right(4) };
+    lowered.and_bits(0x0f0f_0f0f)
+}
+
+/// A total under construction: 32-bit lanes, and 16-bit lanes that are added to them at the end.
+struct Total<'k> {
+    wide: Val<'k>,
+    narrow: Option<Val<'k>>,
+}
+
+impl<'k> Total<'k> {
+    const fn new(wide: Val<'k>) -> Self {
+        Self { wide, narrow: None }
+    }
+
+    /// Adds the products of four unsigned weights and four signed activations of each lane.
+    fn add_products(&mut self, kernel: &Kernel<'k, '_>, weights: Val<'k>, activations: Val<'k>, bits: u32) {
+        let names = &kernel.instructions.byte_products;
+        let (bytes, halves) = (Scalar::I8, Scalar::I16);
+        if let Some(name) = names.dot {
+            let operands = [weights.as_lanes_of(bytes), activations.as_lanes_of(bytes)];
+            self.wide = self.wide.instruction(name, &operands, self.wide.ty);
+        } else if bits == 4 {
+            let pairs = weights.as_lanes_of(bytes).instruction(
+                names.byte_pairs,
+                &[activations.as_lanes_of(bytes)],
+                Ty::vector(halves, 2 * kernel.lanes),
+            );
+            self.narrow = Some(self.narrow.map_or(pairs, |narrow| narrow + pairs));
+        } else {
+            let (weights, activations) = (weights.as_lanes_of(halves), activations.as_lanes_of(halves));
+            let even = (weights.and_bits(0xff), activations.shift_left(8).shift_right_signed(8));
+            let odd = (weights.shift_right(8), activations.shift_right_signed(8));
+            for (weights, activations) in [even, odd] {
+                let products = weights.instruction(names.half_pairs, &[activations], self.wide.ty);
+                self.wide = self.wide + products;
+            }
+        }
+    }
+
+    fn finish(self, kernel: &Kernel<'k, '_>) -> Val<'k> {
+        match self.narrow {
+            None => self.wide,
+            Some(narrow) => {
+                let ones = kernel.k.int_vector(Scalar::I16, 1, 2 * kernel.lanes);
+                let name = kernel.instructions.byte_products.half_pairs;
+                self.wide + narrow.instruction(name, &[ones], self.wide.ty)
+            }
+        }
+    }
+}
