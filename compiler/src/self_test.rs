@@ -155,8 +155,7 @@ mod tests {
 
     use super::{layers, record, tokens};
 
-    const EXACT: Rounding =
-        Rounding { dtype: Element::F32, quantization: None, multiplies_integers: false };
+    const EXACT: Rounding = Rounding { dtype: Element::F32, quantization: None, multiplies_integers: false };
 
     fn config() -> ModelConfig {
         ModelConfig {
@@ -224,7 +223,8 @@ mod tests {
             layers: Some(layers(&whole)),
         };
         let mut graph = qwen2c_graph::build_graph(&whole, &options);
-        let context = PassContext { config: &whole, target_lanes: 1, max_rows: 1, multiplies_integers: false };
+        let context =
+            PassContext { config: &whole, target_lanes: 1, max_rows: 1, multiplies_integers: false };
         super::resolve(&mut graph, &context).unwrap();
         let source = RandomWeights::new(5);
         let mut interpreter = qwen2c_graph::Interpreter::new(&graph, &source).unwrap();

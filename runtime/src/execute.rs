@@ -57,7 +57,7 @@ struct Machinery {
 
 impl Machinery {
     /// Walks the job's steps, as one worker of several.
-    fn walk(&self, rendezvous: &Rendezvous, observer: &mut impl Observer) {
+    fn walk(&self, rendezvous: &Rendezvous, worker: usize, observer: &mut impl Observer) {
         let list = self.list.load(Ordering::Relaxed) as usize;
         let rows = self.rows.load(Ordering::Relaxed);
         let logit_rows = self.logit_rows.load(Ordering::Relaxed);
@@ -66,7 +66,7 @@ impl Machinery {
         for (step, index) in self.lists[list].steps[first..end].iter().zip(first..) {
             let rows = step.rows(rows, logit_rows);
             let tiles = step.tiles(rows);
-            while let Some(tile) = rendezvous.claim(tiles) {
+            for tile in rendezvous.claim(worker, tiles) {
                 step.compute(rows, tile);
             }
             rendezvous.barrier();
@@ -125,8 +125,8 @@ impl Executor {
             _weights: weights,
         });
         let shared = Arc::clone(&machinery);
-        let crew =
-            Crew::start(placement, move |rendezvous| shared.walk(rendezvous, &mut ())).map_err(|error| {
+        let crew = Crew::start(placement, move |rendezvous, worker| shared.walk(rendezvous, worker, &mut ()))
+            .map_err(|error| {
                 Diagnostic::new("the system does not give the threads that were asked for")
                     .needed(format!("{} threads", placement.threads))
                     .cause(error.to_string())
@@ -163,7 +163,7 @@ impl Executor {
         machinery.end_step.store(job.steps.end as u32, Ordering::Relaxed);
         machinery.rows.store(job.rows, Ordering::Relaxed);
         machinery.logit_rows.store(job.logit_rows, Ordering::Relaxed);
-        self.crew.run(|rendezvous| machinery.walk(rendezvous, observer));
+        self.crew.run(|rendezvous| machinery.walk(rendezvous, 0, observer));
     }
 
     /// `count` values of the arena, between runs.

@@ -1,8 +1,9 @@
 //! Worker threads, made once, that walk the same steps together.
 //!
-//! Every worker runs the same function for every job: it claims tiles from one shared counter, and a
-//! barrier ends each step. Results do not depend on who claimed what, because a tile's result depends
-//! on its number alone.
+//! Every worker runs the same function for every job. A step's tiles are cut into one share for each
+//! worker, so that each reads a contiguous part of the weights; who has finished its share takes tiles of
+//! the others', so that nobody waits for a worker that lost its core. A barrier ends each step. Results do
+//! not depend on who claimed what, because a tile's result depends on its number alone.
 //!
 //! A worker that waits spins first, because the next step is microseconds away; then it yields, because
 //! the machine may have fewer cores than threads; between jobs it finally sleeps.
@@ -26,11 +27,12 @@ const IDLE_YIELDS: u32 = 2000;
 #[repr(align(128))]
 struct Line<T>(T);
 
-/// Where workers meet: the tile counter, the barrier and the doorbell for the next job.
+/// Where workers meet: the tile counters, the barrier and the doorbell for the next job.
 pub(crate) struct Rendezvous {
     workers: usize,
     spins: u32,
-    next_tile: Line<AtomicI64>,
+    /// Tiles taken from each worker's share.
+    taken: Box<[Line<AtomicI64>]>,
     arrived: Line<AtomicUsize>,
     generation: Line<AtomicUsize>,
     jobs: Line<AtomicU64>,
@@ -43,7 +45,7 @@ impl Rendezvous {
         Self {
             workers: placement.threads,
             spins: if placement.shares_cores { SPINS_ON_SHARED_CORES } else { SPINS },
-            next_tile: Line(AtomicI64::new(0)),
+            taken: (0..placement.threads).map(|_| Line(AtomicI64::new(0))).collect(),
             arrived: Line(AtomicUsize::new(0)),
             generation: Line(AtomicUsize::new(0)),
             jobs: Line(AtomicU64::new(0)),
@@ -52,10 +54,25 @@ impl Rendezvous {
         }
     }
 
-    /// The number of a tile that nobody else has, or none when all `tiles` are taken.
-    pub(crate) fn claim(&self, tiles: i64) -> Option<i64> {
-        let tile = self.next_tile.0.fetch_add(1, Ordering::Relaxed);
-        (tile < tiles).then_some(tile)
+    /// Numbers of tiles that nobody else has, until all `tiles` are taken: first those of the worker's
+    /// own share in order, then those of the others.
+    pub(crate) fn claim(&self, worker: usize, tiles: i64) -> impl Iterator<Item = i64> {
+        let workers = self.workers as i64;
+        let mut owner = worker;
+        let mut left = self.workers;
+        std::iter::from_fn(move || {
+            while left > 0 {
+                let first = tiles * owner as i64 / workers;
+                let share = tiles * (owner as i64 + 1) / workers - first;
+                let tile = self.taken[owner].0.fetch_add(1, Ordering::Relaxed);
+                if tile < share {
+                    return Some(first + tile);
+                }
+                owner = if owner + 1 == self.workers { 0 } else { owner + 1 };
+                left -= 1;
+            }
+            None
+        })
     }
 
     /// Waits until every worker has come here; afterwards all see what all have written, and tiles
@@ -63,7 +80,9 @@ impl Rendezvous {
     pub(crate) fn barrier(&self) {
         let generation = self.generation.0.load(Ordering::Relaxed);
         if self.arrived.0.fetch_add(1, Ordering::AcqRel) + 1 == self.workers {
-            self.next_tile.0.store(0, Ordering::Relaxed);
+            for taken in &self.taken {
+                taken.0.store(0, Ordering::Relaxed);
+            }
             self.arrived.0.store(0, Ordering::Relaxed);
             self.generation.0.store(generation.wrapping_add(1), Ordering::Release);
             return;
@@ -117,15 +136,15 @@ pub(crate) struct Crew {
 }
 
 impl Crew {
-    /// Starts the workers, pins them and sets their floating-point mode. Each runs `work` once for
-    /// every job.
+    /// Starts the workers, pins them and sets their floating-point mode. Each runs `work` with its number
+    /// once for every job.
     ///
     /// # Errors
     ///
     /// The system's, where it refuses a thread.
     pub(crate) fn start(
         placement: &Placement,
-        work: impl Fn(&Rendezvous) + Clone + Send + 'static,
+        work: impl Fn(&Rendezvous, usize) + Clone + Send + 'static,
     ) -> io::Result<Self> {
         let rendezvous = Arc::new(Rendezvous::new(placement));
         let mut crew = Self { rendezvous: Arc::clone(&rendezvous), threads: Vec::new() };
@@ -141,7 +160,7 @@ impl Crew {
                     if rendezvous.stopping.load(Ordering::Relaxed) {
                         return;
                     }
-                    work(&rendezvous);
+                    work(&rendezvous, worker);
                 }
             };
             crew.threads.push(thread::Builder::new().name(format!("worker {worker}")).spawn(body)?);

@@ -38,8 +38,9 @@ pub enum WeightLayout {
         /// Consecutive inputs held together: 2 for 16-bit types, whose dword is also the geometry of
         /// the matrix unit's B tile.
         pair: u32,
-        /// The weight is a gate and an up projection of `n` rows each, and their panels alternate.
-        alternate_halves: bool,
+        /// The weight is a gate and an up projection of `n` rows each: the panels of all gate rows are
+        /// followed by as many of the up rows, and no panel has rows of both.
+        separate_halves: bool,
     },
 }
 
@@ -47,10 +48,10 @@ impl fmt::Display for WeightLayout {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::RowMajor => formatter.write_str("row_major"),
-            Self::Panels { lanes, pair, alternate_halves } => {
+            Self::Panels { lanes, pair, separate_halves } => {
                 write!(formatter, "panels({lanes}, {pair}")?;
-                if *alternate_halves {
-                    formatter.write_str(", alternate_halves")?;
+                if *separate_halves {
+                    formatter.write_str(", separate_halves")?;
                 }
                 formatter.write_str(")")
             }

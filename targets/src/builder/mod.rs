@@ -84,6 +84,7 @@ impl<'c> KernelBuilder<'c> {
             Scalar::I32 => IntegerType::new(self.context, 32).into(),
             Scalar::I64 => IntegerType::new(self.context, 64).into(),
             Scalar::F16 => Type::float16(self.context),
+            Scalar::Bf16 => Type::bfloat16(self.context),
             Scalar::F32 => Type::float32(self.context),
             Scalar::Pointer => melior::dialect::llvm::r#type::pointer(self.context, 0),
         }

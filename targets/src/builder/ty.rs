@@ -9,6 +9,7 @@ pub(crate) enum Scalar {
     I32,
     I64,
     F16,
+    Bf16,
     F32,
     Pointer,
 }
@@ -17,7 +18,7 @@ impl Scalar {
     pub(super) const fn bytes(self) -> i64 {
         match self {
             Self::I1 | Self::I8 => 1,
-            Self::I16 | Self::F16 => 2,
+            Self::I16 | Self::F16 | Self::Bf16 => 2,
             Self::I32 | Self::F32 => 4,
             Self::I64 | Self::Pointer => 8,
         }

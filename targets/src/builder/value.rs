@@ -195,6 +195,12 @@ impl<'k> Val<'k> {
         self.builder.emit("arith.extsi", &[self], self.ty.with(scalar), &[])
     }
 
+    /// A wider integer with zeros above.
+    #[track_caller]
+    pub(crate) fn extend_unsigned(self, scalar: Scalar) -> Self {
+        self.builder.emit("arith.extui", &[self], self.ty.with(scalar), &[])
+    }
+
     /// A narrower integer: the low bits.
     #[track_caller]
     pub(crate) fn truncate(self, scalar: Scalar) -> Self {

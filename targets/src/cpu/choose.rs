@@ -44,8 +44,8 @@ fn check_head_dim(request: &KernelRequest) -> Result<(), Unservable> {
 
 fn layouts(lanes: u32, request: &KernelRequest, index: usize, ty: &WeightType) -> Vec<LayoutOption> {
     let row_major = LayoutOption { layout: WeightLayout::RowMajor, cost: 100 };
-    let panels = |alternate_halves, cost| LayoutOption {
-        layout: WeightLayout::Panels { lanes, pair: pair_of(ty), alternate_halves },
+    let panels = |separate_halves, cost| LayoutOption {
+        layout: WeightLayout::Panels { lanes, pair: pair_of(ty), separate_halves },
         cost,
     };
     match request.operation {
@@ -68,7 +68,8 @@ fn describe_tiles(lanes: u32, request: &KernelRequest) -> String {
             format!("1x{panel_columns} rows x columns")
         }
         Operation::Matmul { .. } | Operation::ExpertMatmul { .. } => {
-            format!("64x{panel_columns} rows x columns, {} rows side by side", rows_side_by_side(lanes))
+            let side_by_side = rows_side_by_side(lanes, request.inputs[0].element);
+            format!("64x{panel_columns} rows x columns, {side_by_side} rows side by side")
         }
         Operation::Attention { .. }
         | Operation::AttentionScores { .. }

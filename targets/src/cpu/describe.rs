@@ -112,7 +112,8 @@ impl CpuTarget {
 
     /// Instructions for products of small numbers.
     pub(super) fn instructions(&self) -> Instructions {
-        Instructions::of(self.lanes(), self.features.contains("avx512vnni"))
+        let has = |feature| self.features.contains(feature);
+        Instructions::of(self.lanes(), has("avx512vnni"), has("avx512bf16"))
     }
 
     /// `f32` lanes of a vector register.

@@ -7,6 +7,8 @@ pub(super) struct Instructions {
     pub(super) lanes: u32,
     /// Products of bytes.
     pub(super) byte_products: ByteProducts,
+    /// LLVM's name of `vdpbf16ps`, where there is one: adds two products of bf16 to each 32-bit lane.
+    pub(super) bf16_dot: Option<&'static str>,
 }
 
 /// LLVM's names of the instructions that multiply bytes.
@@ -22,7 +24,7 @@ pub(super) struct ByteProducts {
 
 impl Instructions {
     /// The instructions for vectors of 16 or 8 lanes.
-    pub(super) const fn of(lanes: u32, has_vnni: bool) -> Self {
+    pub(super) const fn of(lanes: u32, has_vnni: bool, has_bf16: bool) -> Self {
         let byte_products = if lanes == 16 {
             ByteProducts {
                 dot: if has_vnni { Some("llvm.x86.avx512.vpdpbusd.512") } else { None },
@@ -36,6 +38,7 @@ impl Instructions {
                 half_pairs: "llvm.x86.avx2.pmadd.wd",
             }
         };
-        Self { lanes, byte_products }
+        let bf16_dot = if has_bf16 { Some("llvm.x86.avx512bf16.dpbf16ps.512") } else { None };
+        Self { lanes, byte_products, bf16_dot }
     }
 }

@@ -25,8 +25,8 @@ pub(super) struct PanelGeometry {
     pub(super) lanes: u64,
     /// Consecutive inputs held together.
     pub(super) pair: u64,
-    /// Gate and up panels alternate.
-    pub(super) alternate_halves: bool,
+    /// Gate rows and up rows have panels of their own.
+    pub(super) separate_halves: bool,
     /// Bytes of an element; of a quantized weight the integers of a dword share 4.
     element_bytes: u64,
     /// Integers with scales instead of elements.
@@ -35,7 +35,7 @@ pub(super) struct PanelGeometry {
 
 impl PanelGeometry {
     /// Geometry of `weight`, `[rows, columns]` or `[matrices, rows, columns]`, in panels.
-    pub(super) fn new(weight: &WeightType, lanes: u32, pair: u32, alternate_halves: bool) -> Self {
+    pub(super) fn new(weight: &WeightType, lanes: u32, pair: u32, separate_halves: bool) -> Self {
         let extents = weight.extents();
         let (matrices, rows, columns) = match extents[..] {
             [matrices, rows, columns] => (matrices, rows, columns),
@@ -48,15 +48,15 @@ impl PanelGeometry {
             columns,
             lanes: lanes.into(),
             pair: pair.into(),
-            alternate_halves,
+            separate_halves,
             element_bytes: weight.element.bytes(),
             quantization: weight.quantization,
         }
     }
 
-    /// Panels of one matrix. Halves are panelled one by one, so that a gate panel and its up panel pair.
+    /// Panels of one matrix.
     pub(super) fn panels(self) -> u64 {
-        if self.alternate_halves {
+        if self.separate_halves {
             2 * (self.rows / 2).div_ceil(self.lanes)
         } else {
             self.rows.div_ceil(self.lanes)
@@ -89,10 +89,10 @@ impl PanelGeometry {
 
     /// First row of a panel and how many of its rows exist.
     fn panel_rows(self, panel: u64) -> (u64, u64) {
-        if self.alternate_halves {
-            let half = self.rows / 2;
-            let first = panel / 2 * self.lanes;
-            (panel % 2 * half + first, self.lanes.min(half - first))
+        if self.separate_halves {
+            let (half_rows, half_panels) = (self.rows / 2, self.panels() / 2);
+            let first = panel % half_panels * self.lanes;
+            (panel / half_panels * half_rows + first, self.lanes.min(half_rows - first))
         } else {
             let first = panel * self.lanes;
             (first, self.lanes.min(self.rows - first))
@@ -104,8 +104,8 @@ impl PanelGeometry {
 pub(super) fn weight_bytes(weight: &WeightType, layout: WeightLayout) -> u64 {
     let bytes = match layout {
         WeightLayout::RowMajor => weight.rows() * weight.columns() * weight.element.bytes(),
-        WeightLayout::Panels { lanes, pair, alternate_halves } => {
-            let geometry = PanelGeometry::new(weight, lanes, pair, alternate_halves);
+        WeightLayout::Panels { lanes, pair, separate_halves } => {
+            let geometry = PanelGeometry::new(weight, lanes, pair, separate_halves);
             geometry.matrices * geometry.matrix_bytes()
         }
     };
@@ -164,8 +164,8 @@ pub fn pack_weight<E>(
 ) -> Result<(), E> {
     let written = match layout {
         WeightLayout::RowMajor => pack_row_major(weight, read, write)?,
-        WeightLayout::Panels { lanes, pair, alternate_halves } => {
-            let geometry = PanelGeometry::new(weight, lanes, pair, alternate_halves);
+        WeightLayout::Panels { lanes, pair, separate_halves } => {
+            let geometry = PanelGeometry::new(weight, lanes, pair, separate_halves);
             pack_panels(geometry, weight.element, read, write)?
         }
     };
@@ -293,12 +293,13 @@ mod tests {
     fn unpack_element(ty: &WeightType, layout: WeightLayout, bytes: &[u8], row: u64, column: u64) -> f32 {
         let index = match layout {
             WeightLayout::RowMajor => row * ty.columns() + column,
-            WeightLayout::Panels { lanes, pair, alternate_halves } => {
-                let geometry = PanelGeometry::new(ty, lanes, pair, alternate_halves);
+            WeightLayout::Panels { lanes, pair, separate_halves } => {
+                let geometry = PanelGeometry::new(ty, lanes, pair, separate_halves);
                 let (matrix, row) = (row / geometry.rows, row % geometry.rows);
-                let (panel, lane) = if alternate_halves {
+                let (panel, lane) = if separate_halves {
                     let half = geometry.rows / 2;
-                    (2 * (row % half / geometry.lanes) + row / half, row % half % geometry.lanes)
+                    let half_panels = half.div_ceil(geometry.lanes);
+                    (row / half * half_panels + row % half / geometry.lanes, row % half % geometry.lanes)
                 } else {
                     (row / geometry.lanes, row % geometry.lanes)
                 };
@@ -341,7 +342,7 @@ mod tests {
             let ty = weight(&[matrices, rows, columns], element);
             let values: Vec<f32> = (0..matrices * rows * columns).map(|index| element.round(index as f32 - 99.5)).collect();
             let lanes = if wide { 16 } else { 8 };
-            for layout in [WeightLayout::RowMajor, WeightLayout::Panels { lanes, pair, alternate_halves: halves }] {
+            for layout in [WeightLayout::RowMajor, WeightLayout::Panels { lanes, pair, separate_halves: halves }] {
                 let bytes = pack(&ty, layout, &values);
                 prop_assert_eq!(bytes.len() as u64, weight_bytes(&ty, layout));
                 for row in 0..matrices * rows {
@@ -360,7 +361,7 @@ mod tests {
             let quantization = Quantization { bits, group: 32 };
             let mut ty = weight(&[11, columns], Element::Bf16);
             ty.quantization = Some(quantization);
-            let layout = WeightLayout::Panels { lanes: 8, pair, alternate_halves: false };
+            let layout = WeightLayout::Panels { lanes: 8, pair, separate_halves: false };
             let values: Vec<f32> =
                 (0..11 * columns).map(|index| ((index * 37 % 101) as f32 - 50.0) / 64.0).collect();
             let bytes = pack(&ty, layout, &values);
@@ -387,7 +388,7 @@ mod tests {
     #[test]
     fn padding_is_zero() {
         let ty = weight(&[3, 3], Element::Bf16);
-        let layout = WeightLayout::Panels { lanes: 8, pair: 2, alternate_halves: false };
+        let layout = WeightLayout::Panels { lanes: 8, pair: 2, separate_halves: false };
         let bytes = pack(&ty, layout, &[1.0; 9]);
         assert_eq!(bytes.chunks_exact(2).filter(|pair| *pair == f32_to_bf16(1.0).to_le_bytes()).count(), 9);
         assert_eq!(bytes.iter().filter(|byte| **byte != 0).count(), 18);

@@ -6,11 +6,11 @@ use qwen2c_request::{
 };
 
 /// Panels of 8 rows.
-pub(crate) const PANELS: WeightLayout = WeightLayout::Panels { lanes: 8, pair: 2, alternate_halves: false };
+pub(crate) const PANELS: WeightLayout = WeightLayout::Panels { lanes: 8, pair: 2, separate_halves: false };
 
 /// The same with gate and up alternating.
 pub(crate) const ALTERNATING: WeightLayout =
-    WeightLayout::Panels { lanes: 8, pair: 2, alternate_halves: true };
+    WeightLayout::Panels { lanes: 8, pair: 2, separate_halves: true };
 
 /// The target.
 pub(crate) struct FakeTarget {

@@ -104,7 +104,7 @@ fn readers_without_a_common_layout_are_named() {
     let ScheduleError::NoCommonLayout { weight, readers } = &error else { panic!("{error}") };
     assert_eq!(weight, "layers.0.gate_up.weight");
     assert_eq!(readers.len(), 2);
-    assert_eq!(readers[0], "`matmul layers.0.product` of list `decode` reads panels(8, 2, alternate_halves)");
+    assert_eq!(readers[0], "`matmul layers.0.product` of list `decode` reads panels(8, 2, separate_halves)");
 }
 
 #[test]

@@ -215,8 +215,9 @@ impl<'a> Parser<'a> {
 
     fn element(&mut self) -> Result<Element, Fault> {
         let (word, place) = self.word("an element type")?;
-        Element::from_name(word)
-            .ok_or_else(|| (format!("expected `f32`, `bf16`, `f16`, `i32` or `i8.32`, found `{word}`"), place))
+        Element::from_name(word).ok_or_else(|| {
+            (format!("expected `f32`, `bf16`, `f16`, `i32` or `i8.32`, found `{word}`"), place)
+        })
     }
 
     fn tensor_type(&mut self) -> Result<TensorType, Fault> {

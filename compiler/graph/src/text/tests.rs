@@ -15,7 +15,7 @@ const TINY: &str = r#"graph tiny {
   input %token: i32[rows]
   input %position: i32[rows]
   weight @embedding: bf16[vocabulary=101, hidden=64] = "model.embed_tokens.weight"[101]
-  weight @both: bf16[both=64, hidden=64] = "gate"[30 padded 32], "up"[30 padded 32] columns 60 layout panels(8, 2, alternate_halves)
+  weight @both: bf16[both=64, hidden=64] = "gate"[30 padded 32], "up"[30 padded 32] columns 60 layout panels(8, 2, separate_halves)
   weight @experts: bf16[experts=3, output=2, hidden=64] = 3 * ("experts.{}.up"[2]) layout row_major
   weight @rope: f32[context=32, head_dim=4] = rope(attention_factor=1.0, inverse_frequencies=[1.0, 0.001])
   cache #layers.0.key: key bf16[slots=1, kv_heads=1, context=32, head_dim=64]
@@ -165,8 +165,8 @@ fn weight() -> impl Strategy<Value = Weight> {
     let layout = prop_oneof![
         Just(None),
         Just(Some(WeightLayout::RowMajor)),
-        (any::<u32>(), any::<u32>(), any::<bool>()).prop_map(|(lanes, pair, alternate_halves)| {
-            Some(WeightLayout::Panels { lanes, pair, alternate_halves })
+        (any::<u32>(), any::<u32>(), any::<bool>()).prop_map(|(lanes, pair, separate_halves)| {
+            Some(WeightLayout::Panels { lanes, pair, separate_halves })
         }),
     ];
     (name(), ty, any::<u64>(), source, layout).prop_map(|(name, ty, source_columns, source, layout)| Weight {

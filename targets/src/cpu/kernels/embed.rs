@@ -26,8 +26,8 @@ pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, row: Val<'k>) {
                 out.store(offset, source.load(offset, lanes))
             });
         }
-        WeightLayout::Panels { lanes, pair, alternate_halves } => {
-            let geometry = PanelGeometry::new(kernel.weight_type(0), lanes, pair, alternate_halves);
+        WeightLayout::Panels { lanes, pair, separate_halves } => {
+            let geometry = PanelGeometry::new(kernel.weight_type(0), lanes, pair, separate_halves);
             let lanes = k.int(lanes);
             let panel = weight.at_bytes(token / lanes * k.int(geometry.panel_bytes()));
             match geometry.quantization {

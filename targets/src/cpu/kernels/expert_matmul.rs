@@ -15,12 +15,12 @@ use super::Kernel;
 use super::functions::silu;
 use super::group_rows::GroupTable;
 use super::matmul::{rows_side_by_side, tile_panels};
-use super::panel_product::{ColumnBlocks, PanelProduct, ResultRow, geometry};
+use super::panel_product::{PanelProduct, PanelStreams, ResultRow, geometry};
 use crate::builder::Val;
 
-fn column_blocks(kernel: &Kernel<'_, '_>) -> ColumnBlocks {
+fn panel_streams(kernel: &Kernel<'_, '_>) -> PanelStreams {
     let geometry = geometry(kernel.layouts, kernel.weight_type(0), kernel.lanes);
-    ColumnBlocks::new(geometry, tile_panels(kernel.request.max_rows))
+    PanelStreams::new(geometry, tile_panels(kernel.request.max_rows))
 }
 
 fn is_grouped(kernel: &Kernel<'_, '_>) -> bool {
@@ -44,46 +44,39 @@ pub(super) fn tiles<'k>(kernel: &Kernel<'k, '_>) -> Val<'k> {
     } else {
         kernel.rows * k.int(choices(kernel))
     };
-    parts * k.int(column_blocks(kernel).count())
+    parts * k.int(panel_streams(kernel).tiles())
 }
 
 /// One block of columns for one entry or one active expert.
 pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, tile: Val<'k>) {
     let k = kernel.k;
-    let blocks = column_blocks(kernel);
-    let count = k.int(blocks.count());
+    let blocks = panel_streams(kernel);
+    let count = k.int(blocks.tiles());
     let (part, block) = (tile / count, tile % count);
     if !is_grouped(kernel) {
         let expert = kernel.input(1).load_index(part);
-        blocks.with_block(kernel, block, |panel, panels| {
-            multiply_entries(kernel, expert, &[part], panel, panels)
-        });
+        blocks.with_tile(kernel, block, |panels| multiply_entries(kernel, expert, &[part], panels));
         return;
     }
     let table = table(kernel);
     let expert = table.active.load_index(part);
     let (first, last) = (table.offsets.load_index(expert), table.offsets.load_index(expert + k.int(1)));
-    blocks.with_block(kernel, block, |panel, panels| {
+    blocks.with_tile(kernel, block, |panels| {
         let entries = |place: Val<'k>, count: usize| -> Vec<Val<'k>> {
             (0..count).map(|index| table.entries.load_index(place + k.int(index as i64))).collect()
         };
-        let side_by_side = if kernel.request.max_rows == 1 { 1 } else { rows_side_by_side(kernel.lanes) };
+        let x = kernel.input_type(0).element;
+        let side_by_side = if kernel.request.max_rows == 1 { 1 } else { rows_side_by_side(kernel.lanes, x) };
         let whole = first + k.whole_chunks(last - first, side_by_side as u32);
         k.repeat(first, whole, side_by_side as i64, |place| {
-            multiply_entries(kernel, expert, &entries(place, side_by_side), panel, panels);
+            multiply_entries(kernel, expert, &entries(place, side_by_side), panels);
         });
-        k.repeat(whole, last, 1, |place| multiply_entries(kernel, expert, &entries(place, 1), panel, panels));
+        k.repeat(whole, last, 1, |place| multiply_entries(kernel, expert, &entries(place, 1), panels));
     });
 }
 
 /// Sums and epilogue of some entries of one expert.
-fn multiply_entries<'k>(
-    kernel: &Kernel<'k, '_>,
-    expert: Val<'k>,
-    entries: &[Val<'k>],
-    first_panel: Val<'k>,
-    panels: u32,
-) {
+fn multiply_entries<'k>(kernel: &Kernel<'k, '_>, expert: Val<'k>, entries: &[Val<'k>], panels: &[Val<'k>]) {
     let (k, lanes) = (kernel.k, kernel.lanes);
     let matrix_bytes = geometry(kernel.layouts, kernel.weight_type(0), lanes).matrix_bytes();
     let product = PanelProduct::new(kernel, expert * k.int(matrix_bytes));
@@ -93,25 +86,25 @@ fn multiply_entries<'k>(
         .iter()
         .map(|entry| if is_by_entry { *entry } else { *entry / k.int(choices(kernel)) })
         .collect();
-    let sums = product.sums(kernel, &rows, first_panel, panels);
+    let sums = product.sums(kernel, &rows, panels);
     for (entry, sums) in entries.iter().zip(&sums) {
-        finish_entry(kernel, *entry, first_panel, sums);
+        finish_entry(kernel, *entry, panels, sums);
     }
 }
 
-fn finish_entry<'k>(kernel: &Kernel<'k, '_>, entry: Val<'k>, first_panel: Val<'k>, sums: &[Val<'k>]) {
+fn finish_entry<'k>(kernel: &Kernel<'k, '_>, entry: Val<'k>, panels: &[Val<'k>], sums: &[Val<'k>]) {
     let k = kernel.k;
     let lanes = k.int(kernel.lanes);
     let columns = kernel.output_type(0).row_elements() / choices(kernel);
     let result = ResultRow { out: kernel.output(0).at(entry * k.int(columns)), columns };
     if matches!(kernel.request.operation, Operation::ExpertMatmul { silu_multiply: true, .. }) {
-        for (index, pair) in (0_i64..).zip(sums.chunks(2)) {
-            let column = (first_panel / k.int(2) + k.int(index)) * lanes;
+        for (gate_and_up, pair) in panels.chunks(2).zip(sums.chunks(2)) {
+            let column = gate_and_up[0] * lanes;
             result.store(kernel, column, |_| silu(k, pair[0]) * pair[1]);
         }
     } else {
-        for (index, sum) in (0_i64..).zip(sums) {
-            result.store(kernel, (first_panel + k.int(index)) * lanes, |_| *sum);
+        for (panel, sum) in panels.iter().zip(sums) {
+            result.store(kernel, *panel * lanes, |_| *sum);
         }
     }
 }

@@ -107,8 +107,7 @@ impl<'k> PanelProduct<'k> {
             .map(|scales| scales.load(scale_place, lanes))
             .collect();
         let mut results = Vec::with_capacity(sums.len());
-        for (row, (totals, sums)) in
-            operands.rows.iter().zip(totals.chunks(panels).zip(sums.chunks(panels)))
+        for (row, (totals, sums)) in operands.rows.iter().zip(totals.chunks(panels).zip(sums.chunks(panels)))
         {
             let scale = row.scales().load(group, 1).splat(lanes);
             for ((total, sum), weight_scale) in totals.iter().zip(sums).zip(&weight_scales) {
@@ -131,13 +130,18 @@ fn add_block<'k>(
     let mut totals: Vec<Total<'k>> = totals.iter().map(|total| Total::new(*total)).collect();
     for index in 0..block.dwords {
         let dword = block.first_dword + k.int(index);
-        let packed: Vec<Val<'k>> =
-            operands.panels.iter().map(|panel| panel.load_as(Scalar::I32, dword * k.int(lanes), lanes)).collect();
+        let packed: Vec<Val<'k>> = operands
+            .panels
+            .iter()
+            .map(|panel| panel.load_as(Scalar::I32, dword * k.int(lanes), lanes))
+            .collect();
         // Each part has the unsigned bytes of four inputs.
         let parts = if bits == 4 { 2 } else { 1 };
         for part in 0..parts {
-            let weights: Vec<Val<'k>> =
-                packed.iter().map(|packed| if bits == 4 { nibbles(*packed, part) } else { *packed }).collect();
+            let weights: Vec<Val<'k>> = packed
+                .iter()
+                .map(|packed| if bits == 4 { nibbles(*packed, part) } else { *packed })
+                .collect();
             for (row, totals) in operands.rows.iter().zip(totals.chunks_mut(panels)) {
                 let place = dword * k.int(parts) + k.int(part);
                 let activations = row.row.load_as(Scalar::I32, place, 1).splat(lanes);

@@ -3,16 +3,16 @@
 //! ```text
 //! decode, one row:  a tile is 4 panels of columns, all inputs
 //! prompt:           a tile is 2 panels of columns by 64 rows;
-//!                   for 8 (or 4) rows at a time, then one by one: sums over all inputs, epilogue
+//!                   for 8 rows at a time (4 of integers; half of it with 8 lanes), then one by one: sums over all inputs, epilogue
 //! ```
 //!
 //! The panels of a prompt tile (2 · 16 · k weights) stay in the second-level cache over its 64 rows.
 
-use qwen2c_request::Operation;
+use qwen2c_request::{Element, Operation};
 
 use super::Kernel;
 use super::functions::silu;
-use super::panel_product::{ColumnBlocks, PanelProduct, ResultRow, geometry};
+use super::panel_product::{PanelProduct, PanelStreams, ResultRow, geometry};
 use crate::builder::Val;
 
 /// Rows of a prompt tile.
@@ -23,19 +23,21 @@ pub(in crate::cpu) const fn tile_panels(max_rows: u64) -> u64 {
     if max_rows == 1 { 4 } else { 2 }
 }
 
-/// Rows multiplied side by side: with 2 panels, 16 sums in 32 registers of 16 lanes, 8 in 16 of 8.
-pub(in crate::cpu) const fn rows_side_by_side(lanes: u32) -> usize {
-    if lanes == 16 { 8 } else { 4 }
+/// Rows multiplied side by side: with 2 panels, 16 sums in 32 registers of 16 lanes, 8 in 16 of 8. Integers
+/// need a total beside each sum, and so take half as many rows.
+pub(in crate::cpu) fn rows_side_by_side(lanes: u32, x: Element) -> usize {
+    let sums = lanes as usize;
+    if matches!(x, Element::I8 { .. }) { sums / 4 } else { sums / 2 }
 }
 
-fn column_blocks(kernel: &Kernel<'_, '_>) -> ColumnBlocks {
+fn panel_streams(kernel: &Kernel<'_, '_>) -> PanelStreams {
     let geometry = geometry(kernel.layouts, kernel.weight_type(0), kernel.lanes);
-    ColumnBlocks::new(geometry, tile_panels(kernel.request.max_rows))
+    PanelStreams::new(geometry, tile_panels(kernel.request.max_rows))
 }
 
 /// Blocks of columns times blocks of rows.
 pub(super) fn tiles<'k>(kernel: &Kernel<'k, '_>) -> Val<'k> {
-    kernel.rows.divide_up(TILE_ROWS) * kernel.k.int(column_blocks(kernel).count())
+    kernel.rows.divide_up(TILE_ROWS) * kernel.k.int(panel_streams(kernel).tiles())
 }
 
 /// One block of columns for one block of rows; row blocks of the same columns follow each other.
@@ -46,18 +48,18 @@ pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, tile: Val<'k>) {
     let first_row = row_block * k.int(TILE_ROWS);
     let last_row = (first_row + k.int(TILE_ROWS)).minimum(kernel.rows);
     let product = PanelProduct::new(kernel, k.int(0));
-    column_blocks(kernel).with_block(kernel, column_block, |first_panel, panels| {
+    panel_streams(kernel).with_tile(kernel, column_block, |panels| {
         if kernel.request.max_rows == 1 {
-            multiply_rows(kernel, &product, &[k.int(0)], first_panel, panels);
+            multiply_rows(kernel, &product, &[k.int(0)], panels);
             return;
         }
-        let side_by_side = rows_side_by_side(kernel.lanes);
+        let side_by_side = rows_side_by_side(kernel.lanes, kernel.input_type(0).element);
         let whole = first_row + k.whole_chunks(last_row - first_row, side_by_side as u32);
         k.repeat(first_row, whole, side_by_side as i64, |row| {
             let rows: Vec<Val<'k>> = (0..side_by_side).map(|index| row + k.int(index as i64)).collect();
-            multiply_rows(kernel, &product, &rows, first_panel, panels);
+            multiply_rows(kernel, &product, &rows, panels);
         });
-        k.repeat(whole, last_row, 1, |row| multiply_rows(kernel, &product, &[row], first_panel, panels));
+        k.repeat(whole, last_row, 1, |row| multiply_rows(kernel, &product, &[row], panels));
     });
 }
 
@@ -66,17 +68,16 @@ fn multiply_rows<'k>(
     kernel: &Kernel<'k, '_>,
     product: &PanelProduct<'k>,
     rows: &[Val<'k>],
-    first_panel: Val<'k>,
-    panels: u32,
+    panels: &[Val<'k>],
 ) {
-    let sums = product.sums(kernel, rows, first_panel, panels);
+    let sums = product.sums(kernel, rows, panels);
     for (row, sums) in rows.iter().zip(&sums) {
-        finish_row(kernel, *row, first_panel, sums);
+        finish_row(kernel, *row, panels, sums);
     }
 }
 
 /// Epilogue of one row: bias, residual or SiLU·multiply, and the store.
-fn finish_row<'k>(kernel: &Kernel<'k, '_>, row: Val<'k>, first_panel: Val<'k>, sums: &[Val<'k>]) {
+fn finish_row<'k>(kernel: &Kernel<'k, '_>, row: Val<'k>, panels: &[Val<'k>], sums: &[Val<'k>]) {
     let Operation::Matmul { bias, residual, silu_multiply } = kernel.request.operation else { return };
     let (k, lanes) = (kernel.k, kernel.lanes);
     let columns = kernel.output_type(0).row_elements();
@@ -84,8 +85,8 @@ fn finish_row<'k>(kernel: &Kernel<'k, '_>, row: Val<'k>, first_panel: Val<'k>, s
     let result = ResultRow { out: kernel.output(0).at(row_start), columns };
     if silu_multiply {
         // A pair of panels (gate, up) makes one vector of results; with a bias, `up` has its half behind.
-        for (index, pair) in (0_i64..).zip(sums.chunks(2)) {
-            let column = (first_panel / k.int(2) + k.int(index)) * k.int(lanes);
+        for (gate_and_up, pair) in panels.chunks(2).zip(sums.chunks(2)) {
+            let column = gate_and_up[0] * k.int(lanes);
             result.store(kernel, column, |load| {
                 let (mut gate, mut up) = (pair[0], pair[1]);
                 if bias {
@@ -97,8 +98,8 @@ fn finish_row<'k>(kernel: &Kernel<'k, '_>, row: Val<'k>, first_panel: Val<'k>, s
         }
         return;
     }
-    for (index, sum) in (0_i64..).zip(sums) {
-        let column = (first_panel + k.int(index)) * k.int(lanes);
+    for (panel, sum) in panels.iter().zip(sums) {
+        let column = *panel * k.int(lanes);
         result.store(kernel, column, |load| {
             let mut value = *sum;
             if bias {

@@ -10,6 +10,8 @@
 //! 1 load + 2 bit operations, per row 2 multiply-adds: with 4 panels and one row the chain of 8 cycles
 //! takes 256 bytes of weights, well above what memory gives a core.
 //!
+//! Where the processor has `vdpbf16ps`, it multiplies the dwords as they are, 32 products an instruction.
+//!
 //! Quantized weights are widened to `integer · scale` in registers, so that the product is that of the
 //! dequantized weights:
 //!
@@ -40,8 +42,8 @@ pub(super) struct PanelProduct<'k> {
 /// Geometry of weight operand `index`.
 pub(super) fn geometry(layouts: &[WeightLayout], weight: &WeightType, lanes: u32) -> PanelGeometry {
     match layouts[0] {
-        WeightLayout::Panels { lanes, pair, alternate_halves } => {
-            PanelGeometry::new(weight, lanes, pair, alternate_halves)
+        WeightLayout::Panels { lanes, pair, separate_halves } => {
+            PanelGeometry::new(weight, lanes, pair, separate_halves)
         }
         // `choose` offers panels alone for products.
         WeightLayout::RowMajor => PanelGeometry::new(weight, lanes, 1, false),
@@ -55,19 +57,18 @@ impl<'k> PanelProduct<'k> {
         Self { activations: kernel.input(0), panels: kernel.weight(0).at_bytes(first_byte), geometry }
     }
 
-    /// Sums `[row][panel]` for rows of activations with these numbers and `count` panels from
-    /// `first_panel`.
+    /// Sums `[row][panel]` for rows of activations and panels with these numbers.
     pub(super) fn sums(
         &self,
         kernel: &Kernel<'k, '_>,
         rows: &[Val<'k>],
-        first_panel: Val<'k>,
-        count: u32,
+        panels: &[Val<'k>],
     ) -> Vec<Vec<Val<'k>>> {
         let (k, lanes, columns) = (kernel.k, kernel.lanes, self.geometry.columns);
-        let panels: Vec<Buffer<'k>> = (0..count)
-            .map(|index| (first_panel + k.int(index)) * k.int(self.geometry.panel_bytes()))
-            .map(|offset_bytes| self.panels.at_bytes(offset_bytes))
+        let count = panels.len();
+        let panels: Vec<Buffer<'k>> = panels
+            .iter()
+            .map(|panel| self.panels.at_bytes(*panel * k.int(self.geometry.panel_bytes())))
             .collect();
         let sums = match (self.geometry.quantization, self.activations.element) {
             (Some(quantization), Element::I8 { group }) => {
@@ -84,7 +85,7 @@ impl<'k> PanelProduct<'k> {
                 }
             }
         };
-        sums.chunks(count as usize).map(<[Val<'k>]>::to_vec).collect()
+        sums.chunks(count).map(<[Val<'k>]>::to_vec).collect()
     }
 
     fn plain_sums(
@@ -100,6 +101,17 @@ impl<'k> PanelProduct<'k> {
             if geometry.pair == 1 {
                 let weights = vec![panels.iter().map(|panel| panel.load(place, lanes)).collect()];
                 return accumulate(rows, &weights, sums, |row| vec![row.load(index, 1).splat(lanes)]);
+            }
+            if let Some(name) = kernel.instructions.bf16_dot {
+                let weights = panels.iter().map(|panel| panel.load_as(Scalar::I32, place, lanes));
+                let x = |row: &Buffer<'k>| match inputs {
+                    2 => row.load_as(Scalar::I32, index, 1),
+                    // What lies behind the last input belongs to the next row.
+                    _ => {
+                        row.load_as(Scalar::I16, k.int(geometry.columns - 1), 1).extend_unsigned(Scalar::I32)
+                    }
+                };
+                return add_bf16_pairs(name, rows, &weights.collect::<Vec<_>>(), sums, x);
             }
             let load = |panel: &Buffer<'k>| panel.load_as(Scalar::I32, place, lanes).bf16_pair();
             let (low, high): (Vec<_>, Vec<_>) = panels.iter().map(load).unzip();
@@ -181,6 +193,24 @@ fn accumulate<'k>(
     sums
 }
 
+/// `sums[row][panel]` and the products of one pair of bf16 inputs, by the instruction `name`.
+fn add_bf16_pairs<'k>(
+    name: &str,
+    rows: &[Buffer<'k>],
+    weights: &[Val<'k>],
+    sums: &[Val<'k>],
+    pair: impl Fn(&Buffer<'k>) -> Val<'k>,
+) -> Vec<Val<'k>> {
+    let mut sums = sums.to_vec();
+    for (row, sums) in rows.iter().zip(sums.chunks_mut(weights.len())) {
+        let x = pair(row).splat(weights[0].ty.lanes).as_lanes_of(Scalar::Bf16);
+        for (sum, weights) in sums.iter_mut().zip(weights) {
+            *sum = sum.instruction(name, &[weights.as_lanes_of(Scalar::Bf16), x], sum.ty);
+        }
+    }
+    sums
+}
+
 /// A dword of quantized weights, `inputs` of which exist.
 struct Inputs<'k> {
     dword: Val<'k>,
@@ -215,9 +245,8 @@ fn dword_step<'k>(
         let count = 2.min(inputs - input);
         let weights: Vec<Vec<Val<'k>>> = (input..input + count)
             .map(|input| {
-                let widen = |(packed, scale): (&Val<'k>, &Val<'k>)| {
-                    widened(*packed, quantization, input) * *scale
-                };
+                let widen =
+                    |(packed, scale): (&Val<'k>, &Val<'k>)| widened(*packed, quantization, input) * *scale;
                 packed.iter().zip(scales).map(widen).collect()
             })
             .collect();
@@ -233,45 +262,57 @@ pub(super) fn widened<'k>(packed: Val<'k>, quantization: &Quantization, input: u
     (field - bias).to_float()
 }
 
-/// Columns of the result in one tile, as panels of weights.
-pub(super) struct ColumnBlocks {
-    /// All panels of a matrix.
+/// The panels of a tile: one from each of several streams of memory.
+///
+/// The panels of a matrix (of each half, where gate and up are separate) are cut into as many contiguous
+/// pieces as a tile has streams, and tile `t` takes the `t`-th panel of each piece. A worker that computes
+/// consecutive tiles reads each piece from front to back: several long streams are what brings the most
+/// bytes from memory.
+pub(super) struct PanelStreams {
+    /// Panels of a matrix, or of each of its halves.
     panels: u64,
-    /// Panels of a block; the last block may have fewer.
-    block_panels: u64,
+    /// Panels of one piece; the last pieces may have fewer.
+    piece_panels: u64,
+    /// Each panel of the first half comes with its partner of the second.
+    has_halves: bool,
 }
 
-impl ColumnBlocks {
-    /// Blocks of `block_panels` panels (even where halves alternate).
-    pub(super) fn new(geometry: PanelGeometry, block_panels: u64) -> Self {
-        Self { panels: geometry.panels(), block_panels }
+impl PanelStreams {
+    /// At most `streams` streams; an even number where the matrix has halves.
+    pub(super) fn new(geometry: PanelGeometry, streams: u64) -> Self {
+        let halves = if geometry.separate_halves { 2 } else { 1 };
+        let panels = geometry.panels() / halves;
+        Self { panels, piece_panels: panels.div_ceil(streams / halves), has_halves: halves == 2 }
     }
 
-    /// Number of blocks.
-    pub(super) fn count(&self) -> u64 {
-        self.panels.div_ceil(self.block_panels)
+    /// Number of tiles.
+    pub(super) fn tiles(&self) -> u64 {
+        self.piece_panels
     }
 
-    /// Emits `body(first panel, panels)` for block number `block`: once for whole blocks, once more for a
-    /// smaller last one.
-    pub(super) fn with_block<'k>(
-        &self,
-        kernel: &Kernel<'k, '_>,
-        block: Val<'k>,
-        body: impl Fn(Val<'k>, u32),
-    ) {
+    /// Emits `body(panels)` for tile number `tile`, with the numbers of its panels, those of halves in
+    /// pairs: once for tiles with as many panels as any, once more for those with one less.
+    pub(super) fn with_tile<'k>(&self, kernel: &Kernel<'k, '_>, tile: Val<'k>, body: impl Fn(&[Val<'k>])) {
         let k = kernel.k;
-        let whole = self.panels / self.block_panels;
-        let rest = (self.panels % self.block_panels) as u32;
-        let first = block * k.int(self.block_panels);
-        match (whole, rest) {
-            (_, 0) => body(first, self.block_panels as u32),
-            (0, _) => body(first, rest),
-            _ => k.when_else(
-                block.compare(Compare::Less, k.int(whole)),
-                || body(first, self.block_panels as u32),
-                || body(first, rest),
-            ),
+        let pieces = self.panels.div_ceil(self.piece_panels);
+        let of_first_pieces = |count: u64| {
+            let first_half = (0..count).map(|piece| tile + k.int(piece * self.piece_panels));
+            let panels: Vec<Val<'k>> = if self.has_halves {
+                first_half.flat_map(|panel| [panel, panel + k.int(self.panels)]).collect()
+            } else {
+                first_half.collect()
+            };
+            body(&panels);
+        };
+        let in_last_piece = self.panels - (pieces - 1) * self.piece_panels;
+        if in_last_piece == self.piece_panels {
+            of_first_pieces(pieces);
+        } else {
+            k.when_else(
+                tile.compare(Compare::Less, k.int(in_last_piece)),
+                || of_first_pieces(pieces),
+                || of_first_pieces(pieces - 1),
+            );
         }
     }
 }

@@ -9,8 +9,8 @@ use std::ffi::{CString, c_void};
 use std::process::Command;
 
 use qwen2c_request::{
-    CacheKind, CacheType, Dimension, Element, KernelRequest, Operation, Quantization, QuantizedRow, Real, Size,
-    Target, TensorType, WeightLayout, WeightType, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16,
+    CacheKind, CacheType, Dimension, Element, KernelRequest, Operation, Quantization, QuantizedRow, Real,
+    Size, Target, TensorType, WeightLayout, WeightType, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16,
     quantize_activations, round_row,
 };
 
@@ -21,7 +21,7 @@ use super::layout::pack_weight;
 /// The targets that this machine can run, at least the lowest.
 fn targets() -> Vec<CpuTarget> {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap();
-    ["x86-64-v3", "x86-64-v4", "x86-64-v4+avx512vnni"]
+    ["x86-64-v3", "x86-64-v4", "x86-64-v4+avx512vnni", "x86-64-v4+avx512vnni+avx512bf16"]
         .into_iter()
         .map(|name| resolve_target(name).unwrap())
         .filter(|target| {

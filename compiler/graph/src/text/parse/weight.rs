@@ -103,7 +103,7 @@ impl Parser<'_> {
         Ok(WeightSource::RopeTable(RopeTable { inverse_frequencies, attention_factor }))
     }
 
-    /// `row_major`, `panels(16, 2)` or `panels(16, 2, alternate_halves)`
+    /// `row_major`, `panels(16, 2)` or `panels(16, 2, separate_halves)`
     fn layout(&mut self) -> Result<WeightLayout, Fault> {
         let (word, place) = self.word("a layout")?;
         match word {
@@ -113,12 +113,12 @@ impl Parser<'_> {
                 let lanes = self.number("a number of lanes")?;
                 self.symbol(',')?;
                 let pair = self.number("a pair size")?;
-                let alternate_halves = self.accept(Token::Symbol(','))?;
-                if alternate_halves {
-                    self.keyword("alternate_halves")?;
+                let separate_halves = self.accept(Token::Symbol(','))?;
+                if separate_halves {
+                    self.keyword("separate_halves")?;
                 }
                 self.symbol(')')?;
-                Ok(WeightLayout::Panels { lanes, pair, alternate_halves })
+                Ok(WeightLayout::Panels { lanes, pair, separate_halves })
             }
             _ => Err((format!("expected `row_major` or `panels(…)`, found `{word}`"), place)),
         }
