@@ -1,205 +1,207 @@
-//! `attention`: scores, causal softmax and weighted sum in one pass over the cache. A tile is one query
-//! head of one row.
+//! `attention`: scores, causal softmax and weighted sum in one pass over the cache. A tile is several
+//! queries of one kv head: on decode the query heads that share it, on a prompt those of several rows.
 //!
 //! ```text
 //! for block of 256 positions:
-//!   scores[256] = scale · q·K     4 vectors of positions at a time, keys transposed: no reduction
-//!   new maximum; earlier sums are scaled by exp(old maximum − new maximum)
-//!   p = exp(scores − maximum); sum += p; out += p · V
+//!   scores = scale · q·K           keys transposed: lanes are positions, no reduction
+//!   m = max(scores); p = exp(scores − m); s = sum(p); o = p · V
+//!   M' = max(M, m); sum = sum · exp(M − M') + s · exp(m − M'); out likewise with o; M = M'
 //! out / sum
 //! ```
 //!
-//! Blocks come in ascending order, so that the result is the same for any number of rows or threads.
+//! What a block contributes depends on the block alone, and blocks come in ascending order, so that the
+//! result is the same for any number of rows or threads. Arithmetic: 2 · head_dim multiply-adds for each
+//! query and position, of which 8 queries keep the units busy with a key or value loaded once; keys and
+//! values of a head stay in the second-level cache over the tiles of a prompt.
 
 use qwen2c_request::{CACHE_BLOCK_POSITIONS, Element};
 
 use super::Kernel;
+use super::attention_block::{
+    BlockQuery, block_scores, block_weights, score_scratch, store_in_head, vectors_beside, weighted_values,
+};
 use super::cache::HeadCache;
 use super::functions::exp;
-use crate::builder::{Buffer, Compare, Reduction, Scalar, Val};
+use crate::builder::{Buffer, Compare, Val};
 use crate::cpu::layout;
 
-/// Vectors of positions whose scores are summed side by side: enough chains to hide a multiply-add.
-const SCORE_VECTORS: u32 = 4;
-
-/// Rows times query heads.
-pub(super) fn tiles<'k>(kernel: &Kernel<'k, '_>) -> Val<'k> {
-    kernel.rows * kernel.k.int(query_heads(kernel))
-}
+/// Queries side by side on a prompt.
+const PROMPT_QUERIES: u64 = 8;
 
 fn query_heads(kernel: &Kernel<'_, '_>) -> u64 {
     kernel.input_type(0).row_elements() / kernel.cache_type(0).head_dim
 }
 
-/// What a tile works on.
-struct Tile<'k> {
-    /// `[head_dim]`, the query.
-    query: Buffer<'k>,
-    keys: HeadCache<'k>,
-    values: HeadCache<'k>,
-    /// `f32[256]` on the stack: scores, then weights of a block.
-    scores: Buffer<'k>,
-    /// Positions of the current block that the row sees.
-    valid: Val<'k>,
+/// Query heads that share a kv head.
+fn heads_of_kv_head(kernel: &Kernel<'_, '_>) -> u64 {
+    query_heads(kernel) / kernel.cache_type(0).kv_heads
 }
 
-/// One query head of one row.
-pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, tile: Val<'k>, heads: u64, scale: f32) {
-    let (k, lanes) = (kernel.k, kernel.lanes);
-    let cache = kernel.cache_type(0);
-    let head_dim = cache.head_dim;
-    let (row, head) = (tile / k.int(heads), tile % k.int(heads));
-    let kv_head = head / k.int(heads / cache.kv_heads);
-    let slot = kernel.input(2).load_index(row);
-    let count = kernel.input(1).load_index(row) + k.int(1);
-    let query = kernel.input(0).at(tile * k.int(head_dim));
-    let scores = k.stack_array(Element::F32, CACHE_BLOCK_POSITIONS);
-    let vectors = layout::padded_head_dim(lanes, head_dim) / u64::from(lanes);
+/// Queries of a tile, and tiles of one kv head.
+fn queries_of_tile(kernel: &Kernel<'_, '_>) -> u64 {
+    if kernel.request.max_rows == 1 { heads_of_kv_head(kernel).min(PROMPT_QUERIES) } else { PROMPT_QUERIES }
+}
 
-    let mut carried = vec![k.float(f32::MIN, 1), k.float(0.0, 1)];
-    carried.extend((0..vectors).map(|_| k.float(0.0, lanes)));
+/// The kv heads times tiles of each.
+pub(super) fn tiles<'k>(kernel: &Kernel<'k, '_>) -> Val<'k> {
+    kernel.k.int(kernel.cache_type(0).kv_heads) * tiles_of_kv_head(kernel)
+}
+
+fn tiles_of_kv_head<'k>(kernel: &Kernel<'k, '_>) -> Val<'k> {
+    let queries = kernel.rows * kernel.k.int(heads_of_kv_head(kernel));
+    queries.divide_up(queries_of_tile(kernel) as i64)
+}
+
+/// Memory of one query on the stack.
+#[derive(Clone, Copy)]
+struct Scratch<'k> {
+    /// `f32[256]`.
+    scores: Buffer<'k>,
+    /// `f32[padded head_dim]`, the sum of values so far.
+    out: Buffer<'k>,
+}
+
+/// A query of a tile.
+struct Query<'k> {
+    row: Val<'k>,
+    /// `f32[head_dim]`.
+    query: Buffer<'k>,
+    /// Positions it sees.
+    count: Val<'k>,
+    scratch: Scratch<'k>,
+    /// `[head_dim]`, where the result goes.
+    result: Buffer<'k>,
+}
+
+/// Some queries of one kv head: together where all are there and of one slot, else one by one.
+pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, tile: Val<'k>, scale: f32) {
+    let k = kernel.k;
+    let (heads, side_by_side) = (heads_of_kv_head(kernel), queries_of_tile(kernel));
+    let padded = layout::padded_head_dim(kernel.lanes, kernel.cache_type(0).head_dim);
+    let scratch: Vec<Scratch<'k>> = (0..side_by_side)
+        .map(|_| Scratch { scores: score_scratch(k), out: k.stack_array(Element::F32, padded) })
+        .collect();
+    let tiles = tiles_of_kv_head(kernel);
+    let (kv_head, first) = (tile / tiles, tile % tiles * k.int(side_by_side));
+    let query = |index: Val<'k>, scratch: Scratch<'k>| {
+        let row = index / k.int(heads);
+        let head = kv_head * k.int(heads) + index % k.int(heads);
+        let place = (row * k.int(query_heads(kernel)) + head) * k.int(kernel.cache_type(0).head_dim);
+        Query {
+            row,
+            query: kernel.input(0).at(place),
+            count: kernel.input(1).load_index(row) + k.int(1),
+            scratch,
+            result: kernel.output(0).at(place),
+        }
+    };
+    let slot_of = |row: Val<'k>| kernel.input(2).load_index(row);
+    let end = (first + k.int(side_by_side)).minimum(kernel.rows * k.int(heads));
+    let one_by_one = || {
+        k.repeat(first, end, 1, |index| {
+            let query = query(index, scratch[0]);
+            let slot = slot_of(query.row);
+            attend(kernel, (slot, kv_head), &[query], scale);
+        });
+    };
+    if side_by_side == 1 {
+        return one_by_one();
+    }
+    let is_whole = (first + k.int(side_by_side - 1)).compare(Compare::Less, end);
+    k.when_else(
+        is_whole,
+        || {
+            let queries: Vec<Query<'k>> = (0..)
+                .zip(&scratch)
+                .map(|(index, scratch): (u64, _)| query(first + k.int(index), *scratch))
+                .collect();
+            let slots: Vec<Val<'k>> = queries.iter().map(|query| slot_of(query.row)).collect();
+            let least = slots[1..].iter().fold(slots[0], |least, slot| least.minimum(*slot));
+            let most = slots[1..].iter().fold(slots[0], |most, slot| most.maximum(*slot));
+            let together = || attend(kernel, (least, kv_head), &queries, scale);
+            k.when_else(least.compare(Compare::Less, most), one_by_one, together);
+        },
+        one_by_one,
+    );
+}
+
+/// The result of some queries of one slot and kv head.
+fn attend<'k>(
+    kernel: &Kernel<'k, '_>,
+    (slot, kv_head): (Val<'k>, Val<'k>),
+    queries: &[Query<'k>],
+    scale: f32,
+) {
+    let (k, lanes) = (kernel.k, kernel.lanes);
+    let head_dim = kernel.cache_type(0).head_dim;
+    let (keys, values) = (HeadCache::new(kernel, 0, slot, kv_head), HeadCache::new(kernel, 1, slot, kv_head));
+    let vectors = layout::padded_head_dim(lanes, head_dim) / u64::from(lanes);
+    let columns = || (0..vectors).map(|vector| vector * u64::from(lanes));
+    for (query, column) in queries.iter().flat_map(|query| columns().map(move |column| (query, column))) {
+        query.scratch.out.store(k.int(column), k.float(0.0, lanes));
+    }
+    let count = queries[1..].iter().fold(queries[0].count, |most, query| most.maximum(query.count));
+    let start: Vec<Val<'k>> = queries.iter().flat_map(|_| [k.float(f32::MIN, 1), k.float(0.0, 1)]).collect();
     let blocks = count.divide_up(CACHE_BLOCK_POSITIONS as i64);
-    let result = k.for_each(k.int(0), blocks, 1, &carried, |block, carried| {
-        let valid = (count - block * k.int(CACHE_BLOCK_POSITIONS)).minimum(k.int(CACHE_BLOCK_POSITIONS));
-        let tile = Tile {
-            query,
-            keys: HeadCache::new(kernel, 0, slot, kv_head),
-            values: HeadCache::new(kernel, 1, slot, kv_head),
-            scores,
-            valid,
-        };
-        let (maximum, sum, out) = (carried[0], carried[1], &carried[2..]);
-        let largest = maximum.maximum(block_scores(kernel, &tile, block, scale));
-        let correction = exp(k, maximum - largest);
-        let block_sum = block_weights(kernel, &tile, largest);
-        let mut next = vec![largest, sum * correction + block_sum];
-        next.extend(block_values(kernel, &tile, block, correction, out));
+    let totals = k.for_each(k.int(0), blocks, 1, &start, |block, totals| {
+        let first = block * k.int(CACHE_BLOCK_POSITIONS);
+        let in_block =
+            |count: Val<'k>| (count - first).minimum(k.int(CACHE_BLOCK_POSITIONS)).maximum(k.int(0));
+        let block_queries: Vec<BlockQuery<'k>> = queries
+            .iter()
+            .map(|query| BlockQuery {
+                query: query.query,
+                scores: query.scratch.scores,
+                visible: in_block(query.count),
+            })
+            .collect();
+        let end = in_block(count);
+        let largest = block_scores(kernel, &block_queries, keys.block(kernel, block), end, scale);
+        let mut next = Vec::with_capacity(totals.len());
+        let mut factors = Vec::with_capacity(queries.len());
+        for ((query, block_largest), total) in block_queries.iter().zip(largest).zip(totals.chunks(2)) {
+            let block_sum = block_weights(kernel, query, end, block_largest);
+            let largest = total[0].maximum(block_largest);
+            let (old, new) = (exp(k, total[0] - largest), exp(k, block_largest - largest));
+            next.extend([largest, total[1] * old + block_sum * new]);
+            factors.push((old, new));
+        }
+        add_values(kernel, queries, &factors, values.block(kernel, block), end);
         next
     });
-
-    let inverse = k.float(1.0, 1) / result[1];
-    let out = kernel.output(0).at(tile * k.int(head_dim));
-    store_head(kernel, out, head_dim, result[2..].iter().map(|vector| *vector * inverse.splat(lanes)));
-}
-
-/// Stores the vectors of a head, without the padding of the last one.
-pub(super) fn store_head<'k>(
-    kernel: &Kernel<'k, '_>,
-    out: Buffer<'k>,
-    head_dim: u64,
-    vectors: impl Iterator<Item = Val<'k>>,
-) {
-    let (k, lanes) = (kernel.k, u64::from(kernel.lanes));
-    for (index, vector) in (0_u64..).zip(vectors) {
-        let present = head_dim - index * lanes;
-        let offset = k.int(index * lanes);
-        if present >= lanes {
-            out.store(offset, vector);
-        } else {
-            let mask = k
-                .iota(kernel.lanes)
-                .compare(Compare::Less, k.int_vector(Scalar::I32, present as i64, kernel.lanes));
-            out.store_masked(offset, vector, mask);
+    for (query, total) in queries.iter().zip(totals.chunks(2)) {
+        let inverse = (k.float(1.0, 1) / total[1]).splat(lanes);
+        for column in columns() {
+            let value = query.scratch.out.load(k.int(column), lanes) * inverse;
+            store_in_head(kernel, query.result, head_dim, column, value);
         }
     }
 }
 
-/// Scores of one group of [`SCORE_VECTORS`] vectors of positions from `first` on in a block of keys.
-pub(super) fn score_vectors<'k>(
+/// `out · old + (weights · values) · new` of each query, with its factors `(old, new)`.
+fn add_values<'k>(
     kernel: &Kernel<'k, '_>,
-    query: Buffer<'k>,
-    keys: Buffer<'k>,
-    first: Val<'k>,
-    scale: f32,
-) -> Vec<Val<'k>> {
-    let (k, lanes) = (kernel.k, kernel.lanes);
-    let head_dim = k.int(kernel.cache_type(0).head_dim);
-    let zeros = vec![k.float(0.0, lanes); SCORE_VECTORS as usize];
-    let sums = k.for_each(k.int(0), head_dim, 1, &zeros, |column, sums| {
-        let q = query.load(column, 1).splat(lanes);
-        let place = column * k.int(CACHE_BLOCK_POSITIONS) + first;
-        sums.iter()
-            .enumerate()
-            .map(|(index, sum)| {
-                q.multiply_add(keys.load(place + k.int(index as i64 * i64::from(lanes)), lanes), *sum)
-            })
-            .collect()
-    });
-    sums.into_iter().map(|sum| sum * k.float(scale, lanes)).collect()
-}
-
-/// Positions that one call of [`score_vectors`] covers.
-pub(super) const fn score_group(lanes: u32) -> i64 {
-    (SCORE_VECTORS * lanes) as i64
-}
-
-/// The lanes whose position, `first` and following, is below `valid`.
-pub(super) fn visible<'k>(kernel: &Kernel<'k, '_>, first: Val<'k>, valid: Val<'k>) -> Val<'k> {
-    let left = (valid - first).truncate(Scalar::I32);
-    kernel.k.iota(kernel.lanes).compare(Compare::Less, left.splat(kernel.lanes))
-}
-
-/// Writes the scores of a block, hidden ones as the smallest number, and returns the largest.
-fn block_scores<'k>(kernel: &Kernel<'k, '_>, tile: &Tile<'k>, block: Val<'k>, scale: f32) -> Val<'k> {
-    let (k, lanes) = (kernel.k, kernel.lanes);
-    let keys = tile.keys.block(kernel, block);
-    let smallest = k.float(f32::MIN, lanes);
-    let largest = k.for_each(k.int(0), tile.valid, score_group(lanes), &[smallest], |first, largest| {
-        let mut largest = largest[0];
-        for (index, score) in score_vectors(kernel, tile.query, keys, first, scale).into_iter().enumerate() {
-            let place = first + k.int(index as i64 * i64::from(lanes));
-            let score = visible(kernel, place, tile.valid).select(score, smallest);
-            tile.scores.store(place, score);
-            largest = largest.maximum(score);
-        }
-        vec![largest]
-    });
-    largest[0].reduce(Reduction::Maximum)
-}
-
-/// Turns scores into weights `exp(score − largest)`, zero where hidden, and returns their sum.
-fn block_weights<'k>(kernel: &Kernel<'k, '_>, tile: &Tile<'k>, largest: Val<'k>) -> Val<'k> {
-    let (k, lanes) = (kernel.k, kernel.lanes);
-    let sum = k.for_each(k.int(0), tile.valid, i64::from(lanes), &[k.float(0.0, lanes)], |place, sum| {
-        let weight = exp(k, tile.scores.load(place, lanes) - largest.splat(lanes));
-        let weight = visible(kernel, place, tile.valid).select(weight, k.float(0.0, lanes));
-        tile.scores.store(place, weight);
-        vec![sum[0] + weight]
-    });
-    sum[0].reduce(Reduction::Sum)
-}
-
-/// `out · correction + Σ weight · value` over the block's visible positions.
-fn block_values<'k>(
-    kernel: &Kernel<'k, '_>,
-    tile: &Tile<'k>,
-    block: Val<'k>,
-    correction: Val<'k>,
-    out: &[Val<'k>],
-) -> Vec<Val<'k>> {
-    let (k, lanes) = (kernel.k, kernel.lanes);
-    let values = tile.values.block(kernel, block);
-    let scaled: Vec<Val<'k>> = out.iter().map(|vector| *vector * correction.splat(lanes)).collect();
-    weighted_values(kernel, values, tile.scores, k.int(0), tile.valid, &scaled)
-}
-
-/// `sums + Σ weights[p] · values[p, ..]` over the places `from .. to` of a block of values.
-pub(super) fn weighted_values<'k>(
-    kernel: &Kernel<'k, '_>,
+    queries: &[Query<'k>],
+    factors: &[(Val<'k>, Val<'k>)],
     values: Buffer<'k>,
-    weights: Buffer<'k>,
-    from: Val<'k>,
-    to: Val<'k>,
-    sums: &[Val<'k>],
-) -> Vec<Val<'k>> {
+    end: Val<'k>,
+) {
     let (k, lanes) = (kernel.k, kernel.lanes);
-    let padded = k.int(sums.len() as u64 * u64::from(lanes));
-    k.for_each(from, to, 1, sums, |place, sums| {
-        let weight = weights.load(place, 1).splat(lanes);
-        let row = values.at(place * padded);
-        (0_i64..)
-            .zip(sums)
-            .map(|(index, sum)| weight.multiply_add(row.load(k.int(index * i64::from(lanes)), lanes), *sum))
-            .collect()
-    })
+    let padded = layout::padded_head_dim(lanes, kernel.cache_type(0).head_dim);
+    let weights: Vec<Buffer<'k>> = queries.iter().map(|query| query.scratch.scores).collect();
+    let vectors = (padded / u64::from(lanes)) as usize;
+    let beside = vectors_beside(lanes, queries.len());
+    for first in (0..vectors).step_by(beside) {
+        let count = beside.min(vectors - first);
+        let first_column = first as u64 * u64::from(lanes);
+        let zeros = vec![k.float(0.0, lanes); queries.len() * count];
+        let sums = weighted_values(kernel, &weights, (values, padded), end, (first_column, count), &zeros);
+        for ((query, (old, new)), sums) in queries.iter().zip(factors).zip(sums.chunks(count)) {
+            for (index, sum) in (0_u64..).zip(sums) {
+                let place = k.int(first_column + index * u64::from(lanes));
+                let before = query.scratch.out.load(place, lanes);
+                query.scratch.out.store(place, before * old.splat(lanes) + *sum * new.splat(lanes));
+            }
+        }
+    }
 }

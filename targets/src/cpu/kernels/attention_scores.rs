@@ -8,7 +8,7 @@
 use qwen2c_request::CACHE_BLOCK_POSITIONS;
 
 use super::Kernel;
-use super::attention::{score_group, score_vectors, visible};
+use super::attention_block::{score_vectors, vectors_beside, visible};
 use super::cache::HeadCache;
 use crate::builder::Val;
 
@@ -28,10 +28,12 @@ pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, tile: Val<'k>, heads: u64, scale
     let query = kernel.input(0).at(tile * k.int(cache.head_dim));
     let context = kernel.output_type(0).row_elements() / heads;
     let out = kernel.output(0).at(tile * k.int(context));
-    k.repeat(k.int(0), count, score_group(lanes), |position| {
+    let vectors = vectors_beside(lanes, 1);
+    k.repeat(k.int(0), count, vectors as i64 * i64::from(lanes), |position| {
         let block = keys.block(kernel, position / k.int(CACHE_BLOCK_POSITIONS));
         let place = position % k.int(CACHE_BLOCK_POSITIONS);
-        for (index, score) in (0_i64..).zip(score_vectors(kernel, query, block, place, scale)) {
+        let scores = score_vectors(kernel, &[query], block, (place, vectors), scale);
+        for (index, score) in (0_i64..).zip(scores.into_iter().flatten()) {
             let first = position + k.int(index * i64::from(lanes));
             out.store_masked(first, score, visible(kernel, first, count));
         }

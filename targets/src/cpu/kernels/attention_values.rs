@@ -7,7 +7,7 @@
 use qwen2c_request::CACHE_BLOCK_POSITIONS;
 
 use super::Kernel;
-use super::attention::{store_head, weighted_values};
+use super::attention_block::{store_in_head, weighted_values};
 use super::cache::HeadCache;
 use crate::builder::Val;
 use crate::cpu::layout;
@@ -27,15 +27,19 @@ pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, tile: Val<'k>, heads: u64) {
     let count = kernel.input(1).load_index(row) + k.int(1);
     let context = kernel.input_type(0).row_elements() / heads;
     let weights = kernel.input(0).at(tile * k.int(context));
-    let vectors = layout::padded_head_dim(lanes, cache.head_dim) / u64::from(lanes);
-    let zeros = vec![k.float(0.0, lanes); vectors as usize];
+    let padded = layout::padded_head_dim(lanes, cache.head_dim);
+    let vectors = (padded / u64::from(lanes)) as usize;
+    let zeros = vec![k.float(0.0, lanes); vectors];
     let block_size = k.int(CACHE_BLOCK_POSITIONS);
     let blocks = count.divide_up(CACHE_BLOCK_POSITIONS as i64);
     let sums = k.for_each(k.int(0), blocks, 1, &zeros, |block, sums| {
         let first = block * block_size;
         let valid = (count - first).minimum(block_size);
-        weighted_values(kernel, values.block(kernel, block), weights.at(first), k.int(0), valid, sums)
+        let values = (values.block(kernel, block), padded);
+        weighted_values(kernel, &[weights.at(first)], values, valid, (0, vectors), sums)
     });
     let out = kernel.output(0).at(tile * k.int(cache.head_dim));
-    store_head(kernel, out, cache.head_dim, sums.into_iter());
+    for (index, sum) in (0_u64..).zip(sums) {
+        store_in_head(kernel, out, cache.head_dim, index * u64::from(lanes), sum);
+    }
 }

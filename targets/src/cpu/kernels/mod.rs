@@ -5,6 +5,7 @@
 //! prompt at once and a decode step compute the same bits.
 
 mod attention;
+mod attention_block;
 mod attention_scores;
 mod attention_values;
 mod cache;
@@ -133,7 +134,7 @@ pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, tile: Val<'k>) {
         Operation::AttentionScores { heads, scale } => attention_scores::body(kernel, tile, heads, scale.0),
         Operation::CausalSoftmax => causal_softmax::body(kernel, tile),
         Operation::AttentionValues { heads } => attention_values::body(kernel, tile, heads),
-        Operation::Attention { heads, scale } => attention::body(kernel, tile, heads, scale.0),
+        Operation::Attention { scale, .. } => attention::body(kernel, tile, scale.0),
         Operation::AddBias => elementwise::add_bias(kernel, tile),
         Operation::Add => elementwise::add(kernel, tile),
         Operation::Scale { factor } => elementwise::scale(kernel, tile, factor.0),
