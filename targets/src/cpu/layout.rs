@@ -117,7 +117,7 @@ pub(super) fn padded_head_dim(lanes: u32, head_dim: u64) -> u64 {
     head_dim.next_multiple_of(lanes.into())
 }
 
-/// Elements of one block of one (slot, head): `[head_dim, 256]` for keys (lanes run over positions),
+/// Elements of one block of one (slot, head): `[256 / 32, head_dim, 32]` for keys (lanes run over positions),
 /// `[256, padded head_dim]` for values (lanes run over the head).
 pub(super) fn cache_block_elements(lanes: u32, cache: &CacheType) -> u64 {
     CACHE_BLOCK_POSITIONS

@@ -8,6 +8,7 @@
 use qwen2c_request::{CACHE_BLOCK_POSITIONS, Element};
 
 use super::Kernel;
+use super::cache::{key_stride, keys_at};
 use super::functions::exp;
 use crate::builder::{Buffer, Compare, KernelBuilder, Reduction, Scalar, Val};
 
@@ -58,10 +59,11 @@ pub(super) fn score_vectors<'k>(
     let (k, lanes) = (kernel.k, kernel.lanes);
     let head_dim = k.int(kernel.cache_type(0).head_dim);
     let zeros = vec![k.float(0.0, lanes); queries.len() * vectors];
+    let keys: Vec<Buffer<'k>> =
+        (0..vectors as u32).map(|index| keys_at(kernel, keys, first + k.int(index * lanes))).collect();
     let sums = k.for_each(k.int(0), head_dim, 1, &zeros, |column, sums| {
-        let place = column * k.int(CACHE_BLOCK_POSITIONS) + first;
-        let keys: Vec<Val<'k>> =
-            (0..vectors as u32).map(|index| keys.load(place + k.int(index * lanes), lanes)).collect();
+        let place = column * key_stride(kernel);
+        let keys: Vec<Val<'k>> = keys.iter().map(|keys| keys.load(place, lanes)).collect();
         let mut next = Vec::with_capacity(sums.len());
         for (query, sums) in queries.iter().zip(sums.chunks(vectors)) {
             let q = query.load(column, 1).splat(lanes);

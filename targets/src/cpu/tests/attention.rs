@@ -167,7 +167,9 @@ fn rotate_and_write_cache_in_steps_equal_the_fused_kernel() {
                 for head in 0..3 {
                     for column in 0..10 {
                         let place = match kind {
-                            CacheKind::Key => (head * 10 + column) * 256 + position,
+                            CacheKind::Key => {
+                                head * 10 * 256 + (position / 32 * 10 + column) * 32 + position % 32
+                            }
                             CacheKind::Value => (head * 256 + position) * padded + column,
                         };
                         assert_eq!(stored[place], x[row * 30 + head * 10 + column]);
