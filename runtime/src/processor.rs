@@ -1,6 +1,7 @@
 //! Where threads run, and the mode their processors compute in.
 
 use std::io;
+use std::sync::LazyLock;
 
 use qwen2c_format::Diagnostic;
 
@@ -8,6 +9,10 @@ use crate::machine;
 
 /// Most threads that `--threads` accepts.
 pub(crate) const MOST_THREADS: usize = 1024;
+
+/// Logical processors that this process may run on, ascending. Read once, before any thread is pinned: the
+/// mask of a pinned thread says where that thread runs, not what the process was given.
+static ALLOWED_PROCESSORS: LazyLock<Vec<usize>> = LazyLock::new(allowed_processors);
 
 /// How many workers there are and where they run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +35,7 @@ impl Placement {
     /// Chooses cores: as many as were asked for, or one worker for each physical core that the
     /// affinity mask allows, as far as the control group's quota goes.
     pub fn choose(asked: Option<usize>) -> Self {
-        Self::from_machine(asked, &allowed_processors(), machine::processor_quota())
+        Self::from_machine(asked, &ALLOWED_PROCESSORS, machine::processor_quota())
     }
 
     fn from_machine(asked: Option<usize>, allowed: &[usize], quota: Option<usize>) -> Self {
