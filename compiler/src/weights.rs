@@ -2,6 +2,7 @@
 //!
 //! Nothing is held but a few rows for each thread, so a model of any size builds in little memory.
 
+use std::cmp::Reverse;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
@@ -30,7 +31,7 @@ const WRITE_BYTES: usize = 1 << 20;
 /// # Errors
 ///
 /// When a tensor cannot be read or is refused, or the file cannot be written; of several errors that of
-/// the first weight.
+/// the largest weight.
 pub(crate) fn write_weights(
     weights: &[PlacedWeight],
     source: &(dyn TensorSource + Sync),
@@ -38,6 +39,9 @@ pub(crate) fn write_weights(
     region_offset: u64,
     progress: &Progress,
 ) -> Result<Vec<WeightEntry>, Failure> {
+    // The largest first: what is left at the end is small, and no thread works long alone.
+    let mut order: Vec<usize> = (0..weights.len()).collect();
+    order.sort_by_key(|index| Reverse(weights[*index].bytes));
     let next = AtomicUsize::new(0);
     let results: Vec<Mutex<Option<Result<WeightEntry, Failure>>>> =
         weights.iter().map(|_| Mutex::new(None)).collect();
@@ -46,23 +50,29 @@ pub(crate) fn write_weights(
         for _ in 0..threads {
             scope.spawn(|| {
                 loop {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(weight) = weights.get(index) else { break };
-                    let result = write_weight(weight, source, file, region_offset, progress);
+                    let turn = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(&index) = order.get(turn) else { break };
+                    let result = write_weight(&weights[index], source, file, region_offset, progress);
                     if result.is_err() {
                         // The others stop at their next weight.
                         next.store(weights.len(), Ordering::Relaxed);
                     }
-                    *results[index].lock().expect("no thread panics while it holds a result") = Some(result);
+                    *results[turn].lock().expect("no thread panics while it holds a result") = Some(result);
                 }
             });
         }
     });
     // After an error weights behind it may be missing; the error comes before them.
-    results
+    let mut entries = order
         .into_iter()
-        .filter_map(|result| result.into_inner().expect("no thread panics while it holds a result"))
-        .collect()
+        .zip(results)
+        .filter_map(|(index, result)| {
+            let result = result.into_inner().expect("no thread panics while it holds a result")?;
+            Some(result.map(|entry| (index, entry)))
+        })
+        .collect::<Result<Vec<_>, Failure>>()?;
+    entries.sort_unstable_by_key(|(index, _)| *index);
+    Ok(entries.into_iter().map(|(_, entry)| entry).collect())
 }
 
 fn write_weight(

@@ -3,9 +3,12 @@
 
 use crate::{Quantization, f16_to_f32, f32_to_f16};
 
+/// Scales that are tried for 4-bit integers.
+const CANDIDATES: usize = 8;
+
 /// Relative corrections of the first scale that are tried for 4-bit integers. A scale that lets the
 /// largest weight fall a little outside often serves the others better.
-const SCALE_CANDIDATES: [f32; 8] = [1.0, 0.88, 0.92, 0.96, 1.04, 1.08, 1.12, 1.16];
+const SCALE_CANDIDATES: [f32; CANDIDATES] = [1.0, 0.88, 0.92, 0.96, 1.04, 1.08, 1.12, 1.16];
 
 /// The largest finite f16.
 const LARGEST_F16: f32 = 65504.0;
@@ -14,47 +17,105 @@ const LARGEST_F16: f32 = 65504.0;
 /// compilers turn into vector code.
 const ROUNDING: f32 = 12_582_912.0;
 
-/// Quantizes one group: writes an integer for each weight and returns the bits of the scale, an f16.
+/// Groups that go through each phase together.
+const BLOCK_GROUPS: usize = 16;
+
+/// Quantizes consecutive groups, of which the last may be shorter: writes an integer for each weight, and
+/// for each group the bits of its scale, an f16.
 ///
 /// The scale minimizes the group's squared error. For integers `q` the best scale is `Σ w·q / Σ q²` (least
 /// squares) and leaves the error `Σ w² − (Σ w·q)² / Σ q²`; the integers of several candidates are tried
 /// and those with the largest `(Σ w·q)² / Σ q²` win. 8-bit integers take the first candidate, whose error
 /// is near the smallest.
-pub fn quantize_group(quantization: Quantization, weights: &[f32], integers: &mut [i8]) -> u16 {
-    let extreme = weights
-        .iter()
-        .fold(0.0_f32, |extreme, weight| if weight.abs() > extreme.abs() { *weight } else { extreme });
-    if extreme == 0.0 {
-        integers.fill(0);
-        return 0;
+///
+/// All machines find the same integers: the order of every sum is fixed and nothing is contracted,
+/// however wide the vectors are that a compiler makes of it. A group's result does not depend on its
+/// neighbours.
+pub fn quantize_groups(quantization: Quantization, weights: &[f32], integers: &mut [i8], scales: &mut [u16]) {
+    let block = quantization.group as usize * BLOCK_GROUPS;
+    let blocks = weights.chunks(block).zip(integers.chunks_mut(block)).zip(scales.chunks_mut(BLOCK_GROUPS));
+    for ((weights, integers), scales) in blocks {
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: the processor has AVX2.
+            unsafe { quantize_block_with_avx2(quantization, weights, integers, scales) };
+            continue;
+        }
+        quantize_block(quantization, weights, integers, scales);
     }
+}
+
+/// The same code, compiled for wider vectors than every processor has.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn quantize_block_with_avx2(
+    quantization: Quantization,
+    weights: &[f32],
+    integers: &mut [i8],
+    scales: &mut [u16],
+) {
+    quantize_block(quantization, weights, integers, scales);
+}
+
+#[inline(always)]
+fn quantize_block(quantization: Quantization, weights: &[f32], integers: &mut [i8], scales: &mut [u16]) {
+    let group = quantization.group as usize;
+    if quantization.bits == 4 {
+        quantize_block_in_phases::<7>(group, weights, integers, scales);
+    } else {
+        quantize_block_in_phases::<127>(group, weights, integers, scales);
+    }
+}
+
+/// A group's result is a chain of steps that wait for one another. Taking each step for several groups
+/// before the next gives the processor something to do meanwhile.
+#[inline(always)]
+fn quantize_block_in_phases<const LARGEST: i16>(
+    group: usize,
+    weights: &[f32],
+    integers: &mut [i8],
+    scales: &mut [u16],
+) {
     // The smallest integer is one further from zero than the largest: the extreme goes there.
-    let first = extreme / -((quantization.largest() + 1) as f32);
-    let candidates = if quantization.bits == 4 { &SCALE_CANDIDATES[..] } else { &SCALE_CANDIDATES[..1] };
-    let mut best = (0.0, first);
-    for candidate in candidates {
-        let (products, squares) = products_and_squares(quantization, weights, first * candidate);
-        let explained = products * products / squares;
-        if explained > best.0 {
-            best = (explained, products / squares);
+    let mut found = [0.0; BLOCK_GROUPS];
+    for (scale, weights) in found.iter_mut().zip(weights.chunks(group)) {
+        *scale = extreme_of(weights) / f32::from(-LARGEST - 1);
+    }
+    if LARGEST == 7 {
+        let mut sums = [CandidateSums::ZERO; BLOCK_GROUPS];
+        for ((sums, first), weights) in sums.iter_mut().zip(&found).zip(weights.chunks(group)) {
+            *sums = CandidateSums::of::<LARGEST>(weights, *first);
+        }
+        for (scale, sums) in found.iter_mut().zip(&sums) {
+            *scale = sums.best_scale().unwrap_or(*scale);
+        }
+    } else {
+        for (scale, weights) in found.iter_mut().zip(weights.chunks(group)) {
+            *scale = least_squares_scale::<LARGEST>(weights, *scale);
         }
     }
-    // Weights beyond what an f16 scale can reach are cut off instead of becoming infinite.
-    let scale_bits = f32_to_f16(best.1.clamp(-LARGEST_F16, LARGEST_F16));
-    let inverse = inverse_of(f16_to_f32(scale_bits));
-    for (integer, weight) in integers.iter_mut().zip(weights) {
-        *integer = round(quantization, weight * inverse) as i8;
+    for (bits, scale) in scales.iter_mut().zip(&found) {
+        // Weights beyond what an f16 scale can reach are cut off instead of becoming infinite.
+        *bits = if *scale == 0.0 { 0 } else { f32_to_f16(scale.clamp(-LARGEST_F16, LARGEST_F16)) };
     }
-    scale_bits
+    for ((integers, weights), bits) in integers.chunks_mut(group).zip(weights.chunks(group)).zip(scales) {
+        let inverse = inverse_of(f16_to_f32(*bits));
+        for (integer, weight) in integers.iter_mut().zip(weights) {
+            // The sum's lowest bits are the integer's.
+            *integer = (cut::<LARGEST>(weight * inverse) + ROUNDING).to_bits() as i8;
+        }
+    }
 }
 
 /// Replaces each weight of a row by its quantized value, group by group.
 pub fn round_row(quantization: Quantization, row: &mut [f32]) {
-    let mut integers = vec![0; quantization.group as usize];
-    for group in row.chunks_mut(quantization.group as usize) {
-        let integers = &mut integers[..group.len()];
-        let scale = f16_to_f32(quantize_group(quantization, group, integers));
-        for (weight, integer) in group.iter_mut().zip(integers) {
+    let group = quantization.group as usize;
+    let mut integers = vec![0; row.len()];
+    let mut scales = vec![0; row.len().div_ceil(group)];
+    quantize_groups(quantization, row, &mut integers, &mut scales);
+    for ((weights, integers), scale) in row.chunks_mut(group).zip(integers.chunks(group)).zip(scales) {
+        let scale = f16_to_f32(scale);
+        for (weight, integer) in weights.iter_mut().zip(integers) {
             *weight = f32::from(*integer) * scale;
         }
     }
@@ -80,34 +141,132 @@ pub fn quantize_activations(group: u32, row: &mut [f32]) {
     }
 }
 
+/// Numbers side by side, so that compilers turn the loops over them into vector code.
+const LANES: usize = 8;
+
+/// The weight furthest from zero.
+#[inline(always)]
+fn extreme_of(weights: &[f32]) -> f32 {
+    let (mut smallest, mut largest) = ([0.0_f32; LANES], [0.0_f32; LANES]);
+    let (whole, rest) = weights.as_chunks::<LANES>();
+    for weights in whole {
+        for lane in 0..LANES {
+            smallest[lane] = lesser(smallest[lane], weights[lane]);
+            largest[lane] = greater(largest[lane], weights[lane]);
+        }
+    }
+    for weight in rest {
+        smallest[0] = lesser(smallest[0], *weight);
+        largest[0] = greater(largest[0], *weight);
+    }
+    for lane in 1..LANES {
+        smallest[0] = lesser(smallest[0], smallest[lane]);
+        largest[0] = greater(largest[0], largest[lane]);
+    }
+    let (smallest, largest) = (smallest[0], largest[0]);
+    if largest > -smallest { largest } else { smallest }
+}
+
+/// The smaller of two numbers; unlike `f32::min` this spends nothing on NaN.
+#[inline(always)]
+fn lesser(a: f32, b: f32) -> f32 {
+    if b < a { b } else { a }
+}
+
+/// The larger of two numbers.
+#[inline(always)]
+fn greater(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
+}
+
 /// The reciprocal, or zero of a scale that an f16 cannot hold.
+#[inline(always)]
 fn inverse_of(scale: f32) -> f32 {
     if scale == 0.0 { 0.0 } else { 1.0 / scale }
 }
 
-fn round(quantization: Quantization, value: f32) -> f32 {
-    let largest = quantization.largest() as f32;
-    ((value + ROUNDING) - ROUNDING).clamp(-largest - 1.0, largest)
+/// The nearest value between the smallest and the largest integer; the smallest is one further from zero.
+#[inline(always)]
+fn cut<const LARGEST: i16>(value: f32) -> f32 {
+    value.max(f32::from(-LARGEST - 1)).min(f32::from(LARGEST))
 }
 
-/// Weights summed side by side, so that compilers turn the sums into vector code.
-const LANES: usize = 8;
+/// The nearest of the integers.
+#[inline(always)]
+fn round<const LARGEST: i16>(value: f32) -> f32 {
+    (cut::<LARGEST>(value) + ROUNDING) - ROUNDING
+}
 
-/// `Σ w·q` and `Σ q²` of the integers that `scale` leads to.
-fn products_and_squares(quantization: Quantization, weights: &[f32], scale: f32) -> (f32, f32) {
-    let inverse = inverse_of(scale);
+/// `Σ w·q` and `Σ q²` of one group for each candidate.
+#[derive(Clone, Copy)]
+struct CandidateSums {
+    products: [f32; CANDIDATES],
+    squares: [f32; CANDIDATES],
+}
+
+impl CandidateSums {
+    const ZERO: Self = Self { products: [0.0; CANDIDATES], squares: [0.0; CANDIDATES] };
+
+    /// Candidates lie side by side: the sums need no reduction at the end.
+    #[inline(always)]
+    fn of<const LARGEST: i16>(weights: &[f32], first: f32) -> Self {
+        let inverses = SCALE_CANDIDATES.map(|candidate| inverse_of(first * candidate));
+        let mut sums = Self::ZERO;
+        for weight in weights {
+            for candidate in 0..CANDIDATES {
+                let integer = round::<LARGEST>(weight * inverses[candidate]);
+                sums.products[candidate] += weight * integer;
+                sums.squares[candidate] += integer * integer;
+            }
+        }
+        sums
+    }
+
+    /// The best scale for the integers of the best candidate; none where all integers are zero.
+    #[inline(always)]
+    fn best_scale(&self) -> Option<f32> {
+        // Positive floats order as their bits do; of equals the first candidate wins. Nothing branches.
+        let mut best = 0;
+        for candidate in 0..CANDIDATES {
+            let explained = self.products[candidate] * self.products[candidate] / self.squares[candidate];
+            let explained = if explained > 0.0 { explained } else { 0.0 };
+            best = best.max((u64::from(explained.to_bits()) << 32) | (CANDIDATES - candidate) as u64);
+        }
+        let candidate = CANDIDATES - (best & 15) as usize;
+        (best >> 32 != 0).then(|| self.products[candidate] / self.squares[candidate])
+    }
+}
+
+/// The sum, first lane first.
+#[inline(always)]
+fn sum(lanes: [f32; LANES]) -> f32 {
+    let mut sum = 0.0;
+    for lane in lanes {
+        sum += lane;
+    }
+    sum
+}
+
+/// The best scale for the integers that `first` leads to.
+#[inline(always)]
+fn least_squares_scale<const LARGEST: i16>(weights: &[f32], first: f32) -> f32 {
+    let inverse = inverse_of(first);
     let (mut products, mut squares) = ([0.0; LANES], [0.0; LANES]);
-    let mut add = |lane: usize, weight: f32| {
-        let integer = round(quantization, weight * inverse);
+    let (whole, rest) = weights.as_chunks::<LANES>();
+    for (lane, weight) in rest.iter().enumerate() {
+        let integer = round::<LARGEST>(weight * inverse);
         products[lane] += weight * integer;
         squares[lane] += integer * integer;
-    };
-    let whole = weights.chunks_exact(LANES);
-    whole.remainder().iter().enumerate().for_each(|(lane, weight)| add(lane, *weight));
-    for weights in whole {
-        (0..LANES).for_each(|lane| add(lane, weights[lane]));
     }
-    (products.iter().sum(), squares.iter().sum())
+    for weights in whole {
+        for lane in 0..LANES {
+            let integer = round::<LARGEST>(weights[lane] * inverse);
+            products[lane] += weights[lane] * integer;
+            squares[lane] += integer * integer;
+        }
+    }
+    let (products, squares) = (sum(products), sum(squares));
+    if products * products / squares > 0.0 { products / squares } else { first }
 }
 
 #[cfg(test)]
@@ -154,6 +313,22 @@ mod tests {
         assert!((0.05..0.085).contains(&int4), "{int4}");
         let plain = extreme_rule_error(&weights);
         assert!(int4 < 0.95 * plain, "{int4} against {plain} of the plain rule");
+    }
+
+    #[test]
+    fn every_width_of_vectors_and_every_neighbourhood_gives_the_same_bits() {
+        for quantization in [INT4, INT8, Quantization { bits: 4, group: 64 }] {
+            let group = quantization.group as usize;
+            let weights = normal(group * 37 + 13, 5);
+            let (mut integers, mut scales) = (vec![0; weights.len()], vec![0; 38]);
+            quantize_groups(quantization, &weights, &mut integers, &mut scales);
+            for (index, weights) in weights.chunks(group).enumerate() {
+                let (mut alone, mut scale) = (vec![0; weights.len()], [0]);
+                quantize_block(quantization, weights, &mut alone, &mut scale);
+                assert_eq!(alone, integers[index * group..][..alone.len()], "{quantization}, group {index}");
+                assert_eq!(scale, scales[index..=index], "{quantization}, group {index}");
+            }
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod instructions;
 mod kernels;
 pub mod layout;
 mod lower;
+pub mod pack;
 
 #[cfg(test)]
 mod tests;

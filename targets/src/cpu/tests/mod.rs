@@ -16,7 +16,7 @@ use qwen2c_request::{
 
 use super::describe::{CpuTarget, resolve_target};
 use super::emit::{KeepText, KernelSource, compile_kernels};
-use super::layout::pack_weight;
+use super::pack::pack_weight;
 
 /// The targets that this machine can run, at least the lowest.
 fn targets() -> Vec<CpuTarget> {
