@@ -16,6 +16,7 @@ mod prediction;
 mod program;
 mod progress;
 mod quant;
+mod quantization_loss;
 mod report;
 mod request;
 mod self_test;

@@ -15,7 +15,7 @@ use qwen2c_graph::passes::{PassContext, PassReport, run_passes};
 use qwen2c_graph::plan::{Plan, plan, print_plan, verify_plan};
 use qwen2c_graph::schedule::{ListSpec, Schedule, print_schedule, schedule};
 use qwen2c_graph::{Graph, GraphOptions, build_graph, print_graph};
-use qwen2c_request::Target;
+use qwen2c_request::{Quantization, Target};
 use qwen2c_targets::{CompiledKernels, KeepText, KernelSource, compile_kernels};
 
 use crate::checked_source::CheckedSource;
@@ -25,6 +25,7 @@ use crate::link::link;
 use crate::output::Output;
 use crate::program::{ManifestParts, SLOTS, manifest, manifest_text, step_lists, weight_entry};
 use crate::progress::{Download, Progress};
+use crate::quantization_loss::{ClassLoss, losses};
 use crate::request::BuildRequest;
 use crate::self_test;
 use crate::stage::Stage;
@@ -62,6 +63,10 @@ pub(crate) struct BuildOutcome {
     pub(crate) output: PathBuf,
     /// Where its parts lie.
     pub(crate) locator: Locator,
+    /// How the weights of the blocks are stored.
+    pub(crate) quantization: Option<Quantization>,
+    /// What that lost.
+    pub(crate) losses: Vec<ClassLoss>,
     /// Whether a tokenizer is in it.
     pub(crate) has_tokenizer: bool,
     /// Where the time went.
@@ -83,6 +88,7 @@ pub(crate) fn build(request: &BuildRequest) -> Result<BuildOutcome, Failure> {
     let mut download = Download::new(request.quiet);
     let OpenedModel { mut description, tensors } = timings
         .measure("checkpoint", || open_model(&request.model_request(), &mut |event| download.show(event)))?;
+    let request = &request.for_model(&description);
     let source = CheckedSource::new(tensors.as_ref(), request.dtype);
     let output = request.output_path(&description.config.name);
     let emitted = EmittedText::new(request.emit_path(&output), request.emit.clone());
@@ -127,12 +133,23 @@ pub(crate) fn build(request: &BuildRequest) -> Result<BuildOutcome, Failure> {
         planned: &planned,
         tokenizer: tokenizer.as_ref().map(|tokenizer| tokenizer.table_bytes.as_slice()),
     };
-    let locator =
+    let (locator, losses) =
         timings.measure("weights", || write_program(program, &source, unfinished, request.quiet))?;
 
     let duration_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
     let has_tokenizer = tokenizer.is_some();
-    Ok(BuildOutcome { manifest, description, planned, output, locator, has_tokenizer, timings, duration_us })
+    Ok(BuildOutcome {
+        manifest,
+        description,
+        planned,
+        output,
+        locator,
+        quantization: request.quantization,
+        losses,
+        has_tokenizer,
+        timings,
+        duration_us,
+    })
 }
 
 /// Goes from the configuration to the plan.
@@ -274,13 +291,14 @@ struct ProgramParts<'a> {
     tokenizer: Option<&'a [u8]>,
 }
 
-/// Writes image, weights and head, and gives the file its name.
+/// Writes image, weights and head, and gives the file its name. Tells where things lie and what
+/// quantization lost.
 fn write_program(
     mut program: ProgramParts<'_>,
     source: &CheckedSource<'_>,
     output: Output,
     quiet: bool,
-) -> Result<Locator, Failure> {
+) -> Result<(Locator, Vec<ClassLoss>), Failure> {
     let PlannedModel { schedule, plan, .. } = program.planned;
     let lists = step_lists(schedule, plan);
     let head = |table: &WeightTable| encode_program_head(program.manifest, &lists, table, program.tokenizer);
@@ -295,12 +313,15 @@ fn write_program(
     output.require_space(locator.file_bytes)?;
     let file = output.file();
     let progress = Progress::bytes("writing weights", plan.weight_bytes, quiet);
-    let entries = write_weights(&plan.weights, source, file, locator.weights_offset, &progress)?;
+    let written = write_weights(&plan.weights, source, file, locator.weights_offset, &progress)?;
     drop(progress);
+    let losses =
+        losses(plan.weights.iter().map(|placed| &placed.weight).zip(written.iter().map(|(_, e)| *e)));
+    let entries = written.into_iter().map(|(entry, _)| entry).collect();
     file.set_len(locator.file_bytes)
         .and_then(|()| file.write_all_at(&program.elf, 0))
         .and_then(|()| file.write_all_at(&head(&WeightTable { entries }), locator.header_offset))
         .map_err(|error| output.failure(&error))?;
     output.complete()?;
-    Ok(locator)
+    Ok((locator, losses))
 }

@@ -9,6 +9,8 @@ use qwen2c_graph::passes::PassReport;
 
 use crate::prediction::{DecodePrediction, MemoryTable};
 use crate::program::BUILD;
+use crate::quant::quant_name;
+use crate::quantization_loss::ClassLoss;
 use crate::table::{Side, Table};
 use crate::units;
 
@@ -26,6 +28,8 @@ pub(crate) struct Report<'a> {
     pub(crate) decode_steps: usize,
     /// What the passes did.
     pub(crate) passes: &'a [PassReport],
+    /// What quantization lost.
+    pub(crate) losses: &'a [ClassLoss],
     /// Bytes in memory.
     pub(crate) memory: MemoryTable,
     /// Generation.
@@ -46,6 +50,9 @@ impl Report<'_> {
         let mut lines = vec![String::new(), format!("  {}", style(BUILD).bold()), String::new()];
         lines.extend(self.model().lines(2));
         section(&mut lines, "passes", pass_table(self.passes).lines(4));
+        if !self.losses.is_empty() {
+            section(&mut lines, "quantization", loss_table(self.losses).lines(4));
+        }
         section(&mut lines, "memory", self.memory().lines(4));
         section(&mut lines, "generation", prediction_lines(&self.prediction, self.manifest.context));
         if !self.notes.is_empty() {
@@ -99,6 +106,16 @@ fn pass_table(passes: &[PassReport]) -> Table {
             style("switched off").dim().to_string(),
             String::new(),
         ]);
+    }
+    table
+}
+
+/// The relative error of each class of weights.
+fn loss_table(losses: &[ClassLoss]) -> Table {
+    let mut table = Table::new(&[Side::Left, Side::Left, Side::Right]);
+    for loss in losses {
+        let error = format!("{:.2} % relative error", 100.0 * loss.relative_error);
+        table.row([loss.class.to_owned(), quant_name(Some(loss.quantization)), error]);
     }
     table
 }
@@ -160,14 +177,8 @@ pub(crate) fn prediction_lines(prediction: &DecodePrediction, context: u64) -> V
     lines
 }
 
-/// What the user should know about a model that was read without an error. `widened_from_bytes` is the
-/// length of a quantized checkpoint.
-pub(crate) fn notes(
-    description: &ModelDescription,
-    has_tokenizer: bool,
-    quant_is_default: bool,
-    widened_from_bytes: Option<u64>,
-) -> Vec<String> {
+/// What the user should know about a model that was read without an error.
+pub(crate) fn notes(description: &ModelDescription, has_tokenizer: bool) -> Vec<String> {
     let mut notes = Vec::new();
     if !has_tokenizer {
         notes.push(
@@ -175,16 +186,6 @@ pub(crate) fn notes(
         );
     } else if description.chat_template.is_none() {
         notes.push("the checkpoint has no chat template: prompts are completed as they are".to_owned());
-    }
-    match widened_from_bytes {
-        Some(bytes) => notes.push(format!(
-            "the checkpoint's quantized weights ({}) were widened: `--quant int8` and `int4` make the program smaller and faster",
-            units::bytes(bytes)
-        )),
-        None if quant_is_default => {
-            notes.push("weights are not quantized: `--quant int8` and `int4` make the program smaller and faster".to_owned());
-        }
-        None => {}
     }
     notes
 }
@@ -207,9 +208,11 @@ mod tests {
 
     use qwen2c_format::{GenerationDefaults, InputOffsets, Locator, Manifest, ModelSummary};
     use qwen2c_graph::passes::PassReport;
+    use qwen2c_request::Quantization;
 
     use super::Report;
     use crate::prediction::{DecodePrediction, MemoryTable};
+    use crate::quantization_loss::ClassLoss;
 
     fn manifest() -> Manifest {
         Manifest {
@@ -257,6 +260,10 @@ mod tests {
         PassReport { name, enabled, rewrites, bytes_saved, duration_us: 0 }
     }
 
+    fn loss(class: &'static str, bits: u32, relative_error: f64) -> ClassLoss {
+        ClassLoss { class, quantization: Quantization { bits, group: 64 }, relative_error }
+    }
+
     #[test]
     fn a_report_says_what_was_built_what_it_needs_and_where_it_lies() {
         console::set_colors_enabled(false);
@@ -272,6 +279,7 @@ mod tests {
             kernels: 41,
             decode_steps: 387,
             passes: &passes,
+            losses: &[loss("attention qkv", 4, 0.073_4), loss("embedding", 8, 0.004_56)],
             memory: MemoryTable {
                 weight_bytes: 28_633_661_440,
                 kv_cache_bytes: 1_610_612_736,
@@ -304,6 +312,10 @@ mod tests {
             resolve_rope            1 place
             fuse_attention        24 places  48.0 MiB a token less to move
             merge_gate_and_up  switched off
+
+          quantization
+            attention qkv  int4:64  7.34 % relative error
+            embedding      int8:64  0.46 % relative error
 
           memory
             weights      26.7 GiB  mapped from the file

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use qwen2c_checkpoint::ModelRequest;
+use qwen2c_checkpoint::{ModelDescription, ModelRequest, parameter_count};
 use qwen2c_format::Diagnostic;
 use qwen2c_graph::passes::{QUANTIZE_ACTIVATIONS, SelectionError, select_passes};
 use qwen2c_request::{Element, Quantization, Target};
@@ -11,7 +11,7 @@ use qwen2c_targets::{CpuTarget, TargetError, known_targets, resolve_target};
 
 use crate::arguments::BuildArguments;
 use crate::failure::Failure;
-use crate::quant::{parse_quant, quant_name};
+use crate::quant::{default_quantization, parse_quant, quant_name};
 use crate::self_test::Rounding;
 use crate::stage::Stage;
 use crate::suggestion::nearest;
@@ -32,7 +32,7 @@ pub(crate) struct BuildRequest {
     pub(crate) target: CpuTarget,
     /// Whether `--quant` was left out.
     pub(crate) quant_is_default: bool,
-    /// `--quant`: of the blocks' linear weights.
+    /// `--quant`: of the blocks' linear weights. Where it was left out, [`BuildRequest::for_model`] says.
     pub(crate) quantization: Option<Quantization>,
     /// Type of activations and weights.
     pub(crate) dtype: Element,
@@ -76,6 +76,15 @@ impl BuildRequest {
             time_passes: arguments.time_passes,
             quiet: arguments.quiet,
         })
+    }
+
+    /// The request with what the model decides.
+    pub(crate) fn for_model(&self, description: &ModelDescription) -> Self {
+        let mut request = self.clone();
+        if request.quant_is_default && !description.is_quantized {
+            request.quantization = Some(default_quantization(parameter_count(&description.config)));
+        }
+        request
     }
 
     /// How the program rounds.
@@ -215,9 +224,12 @@ fn parse_stage(name: &str) -> Result<Stage, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use qwen2c_checkpoint::describe_model;
+
     use super::{BuildRequest, file_name};
     use crate::arguments::BuildArguments;
     use crate::failure::Failure;
+    use crate::quant::quant_name;
 
     fn arguments() -> BuildArguments {
         BuildArguments {
@@ -237,9 +249,28 @@ mod tests {
     #[test]
     fn the_default_output_is_named_after_model_quantization_and_target() {
         let request = BuildRequest::resolve(&arguments()).unwrap();
-        let output = request.output_path("Qwen2/0.5B Instruct");
-        assert_eq!(output.to_str(), Some("qwen2-0.5b-instruct-none-x86-64-v3"));
-        assert_eq!(request.emit_path(&output).to_str(), Some("qwen2-0.5b-instruct-none-x86-64-v3.emit"));
+        let description = describe_model(&request.model_request()).unwrap();
+        let output = request.for_model(&description).output_path("Qwen2/0.5B Instruct");
+        assert_eq!(output.to_str(), Some("qwen2-0.5b-instruct-int8-x86-64-v3"));
+        assert_eq!(request.emit_path(&output).to_str(), Some("qwen2-0.5b-instruct-int8-x86-64-v3.emit"));
+    }
+
+    #[test]
+    fn the_quantization_follows_the_model_unless_it_was_named() {
+        let found = |change: &dyn Fn(&mut BuildArguments), is_quantized| {
+            let mut arguments = arguments();
+            change(&mut arguments);
+            let request = BuildRequest::resolve(&arguments).unwrap();
+            let mut description = describe_model(&request.model_request()).unwrap();
+            description.is_quantized = is_quantized;
+            quant_name(request.for_model(&description).quantization)
+        };
+        assert_eq!(found(&|_| {}, false), "int8");
+        assert_eq!(found(&|arguments| arguments.model = "qwen1.5-1.8b".to_owned(), false), "int8");
+        assert_eq!(found(&|arguments| arguments.model = "qwen2.5-3b".to_owned(), false), "int4");
+        assert_eq!(found(&|_| {}, true), "none");
+        assert_eq!(found(&|arguments| arguments.quant = Some("none".to_owned()), false), "none");
+        assert_eq!(found(&|arguments| arguments.quant = Some("int4:64".to_owned()), true), "int4:64");
     }
 
     #[test]

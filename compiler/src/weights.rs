@@ -12,6 +12,7 @@ use std::thread;
 use qwen2c_format::{Diagnostic, WeightEntry};
 use qwen2c_graph::plan::PlacedWeight;
 use qwen2c_graph::{SourceError, TensorSource};
+use qwen2c_request::QuantizationError;
 use qwen2c_targets::pack_weight;
 use sha2::{Digest, Sha256};
 
@@ -25,8 +26,11 @@ const MOST_THREADS: usize = 8;
 /// Bytes collected before they are written.
 const WRITE_BYTES: usize = 1 << 20;
 
-/// Writes all weights to `file`, whose weight region begins at `region_offset`, and returns the weight
-/// table in the order of `weights`.
+/// A weight that was written: its entry in the table, and what quantization lost.
+pub(crate) type WrittenWeight = (WeightEntry, QuantizationError);
+
+/// Writes all weights to `file`, whose weight region begins at `region_offset`, and tells of each in the
+/// order of `weights`.
 ///
 /// # Errors
 ///
@@ -38,12 +42,12 @@ pub(crate) fn write_weights(
     file: &File,
     region_offset: u64,
     progress: &Progress,
-) -> Result<Vec<WeightEntry>, Failure> {
+) -> Result<Vec<WrittenWeight>, Failure> {
     // The largest first: what is left at the end is small, and no thread works long alone.
     let mut order: Vec<usize> = (0..weights.len()).collect();
     order.sort_by_key(|index| Reverse(weights[*index].bytes));
     let next = AtomicUsize::new(0);
-    let results: Vec<Mutex<Option<Result<WeightEntry, Failure>>>> =
+    let results: Vec<Mutex<Option<Result<WrittenWeight, Failure>>>> =
         weights.iter().map(|_| Mutex::new(None)).collect();
     let threads = thread::available_parallelism().map_or(1, std::num::NonZero::get).min(MOST_THREADS);
     thread::scope(|scope| {
@@ -63,16 +67,16 @@ pub(crate) fn write_weights(
         }
     });
     // After an error weights behind it may be missing; the error comes before them.
-    let mut entries = order
+    let mut written = order
         .into_iter()
         .zip(results)
         .filter_map(|(index, result)| {
             let result = result.into_inner().expect("no thread panics while it holds a result")?;
-            Some(result.map(|entry| (index, entry)))
+            Some(result.map(|weight| (index, weight)))
         })
         .collect::<Result<Vec<_>, Failure>>()?;
-    entries.sort_unstable_by_key(|(index, _)| *index);
-    Ok(entries.into_iter().map(|(_, entry)| entry).collect())
+    written.sort_unstable_by_key(|(index, _)| *index);
+    Ok(written.into_iter().map(|(_, weight)| weight).collect())
 }
 
 fn write_weight(
@@ -81,7 +85,7 @@ fn write_weight(
     file: &File,
     region_offset: u64,
     progress: &Progress,
-) -> Result<WeightEntry, Failure> {
+) -> Result<WrittenWeight, Failure> {
     let mut writer = HashingWriter {
         file,
         position: region_offset + placed.offset,
@@ -90,7 +94,7 @@ fn write_weight(
         progress,
     };
     let weight = &placed.weight;
-    pack_weight(
+    let error = pack_weight(
         &weight.ty,
         placed.layout,
         &mut |first_row, out| {
@@ -107,7 +111,7 @@ fn write_weight(
                 .needed(format!("{} bytes", placed.bytes)),
         ));
     }
-    Ok(weight_entry(placed, sha256))
+    Ok((weight_entry(placed, sha256), error))
 }
 
 /// A tensor that cannot be read; the reader's own diagnostic where it gives one.
@@ -222,11 +226,11 @@ mod tests {
 
     fn write(weights: &[PlacedWeight]) -> Result<(Vec<qwen2c_format::WeightEntry>, Vec<u8>), Failure> {
         let mut file = tempfile::tempfile().unwrap();
-        let entries = write_weights(weights, &Counting, &file, 4096, &Progress::bytes("", 0, true))?;
+        let written = write_weights(weights, &Counting, &file, 4096, &Progress::bytes("", 0, true))?;
         let mut bytes = Vec::new();
         std::io::Seek::rewind(&mut file).unwrap();
         file.read_to_end(&mut bytes).unwrap();
-        Ok((entries, bytes))
+        Ok((written.into_iter().map(|(entry, _)| entry).collect(), bytes))
     }
 
     #[test]

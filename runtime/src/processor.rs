@@ -23,13 +23,15 @@ pub struct Placement {
     pub(crate) cores: Vec<usize>,
     /// There are more workers than cores.
     pub(crate) shares_cores: bool,
+    /// Workers where nothing else was asked for: one a core.
+    pub(crate) usable: usize,
 }
 
 impl Placement {
     /// Workers that the system may run wherever it likes.
     #[cfg(test)]
     pub(crate) fn unpinned(threads: usize) -> Self {
-        Self { threads, cores: Vec::new(), shares_cores: true }
+        Self { threads, cores: Vec::new(), shares_cores: true, usable: 1 }
     }
 
     /// Chooses cores: as many as were asked for, or one worker for each physical core that the
@@ -47,7 +49,7 @@ impl Placement {
         let siblings = allowed.iter().copied().filter(|cpu| !cores.contains(cpu));
         let places: Vec<usize> = cores.iter().copied().chain(siblings).take(threads).collect();
         let cores = if places.len() < threads { Vec::new() } else { places };
-        Self { threads, cores, shares_cores }
+        Self { threads, cores, shares_cores, usable }
     }
 
     /// The logical processor that a worker is pinned to.
@@ -153,6 +155,7 @@ mod tests {
         assert_eq!(Placement::from_machine(None, &allowed, Some(2)).cores, allowed[..2]);
         let crowded = Placement::from_machine(Some(5), &allowed, None);
         assert_eq!((crowded.threads, crowded.shares_cores, crowded.core_of(0)), (5, true, None));
+        assert_eq!((crowded.usable, placement.usable), (3, 3));
         assert_eq!(Placement::from_machine(None, &[], None).threads, 1);
     }
 

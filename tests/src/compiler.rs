@@ -63,7 +63,7 @@ pub struct Program {
 }
 
 impl Build {
-    /// Builds `model` at f32 for this machine, unless said otherwise.
+    /// Builds `model` at f32, unquantized, for this machine, unless said otherwise.
     pub fn new(model: impl AsRef<Path>) -> Self {
         let model = model.as_ref().to_str().expect("paths of the tests are UTF-8").to_owned();
         Self { arguments: vec!["build".into(), "--model".into(), model] }
@@ -80,7 +80,7 @@ impl Build {
     pub fn command(&self, output: &Path) -> Command {
         let mut command = Command::new(compiler());
         command.args(&self.arguments);
-        for (option, value) in [("--target", "native"), ("--dtype", "f32")] {
+        for (option, value) in [("--target", "native"), ("--dtype", "f32"), ("--quant", "none")] {
             if !self.arguments.iter().any(|argument| argument == option) {
                 command.args([option, value]);
             }

@@ -4,6 +4,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use qwen2c_tests::{Build, Golden, Outcome, Program, compiler, run};
+use tempfile::TempDir;
 
 /// The compiler with these arguments.
 #[track_caller]
@@ -64,6 +65,7 @@ fn wrong_usage_of_the_compiler_ends_with_2() {
     qwen2c(&build(&["--no-pass", "place_buffers"])).refused(2, &["place_buffers"]);
     qwen2c(&build(&["--no-pass", "fuse_atention"])).refused(2, &["fuse_attention"]);
     qwen2c(&build(&["--dtype", "f8"])).refused(2, &["f8", "bf16"]);
+    qwen2c(&build(&["--quant", "int4:48"])).refused(2, &["32, 64 or 128", "int4:32"]);
     qwen2c(&build(&["--emit", "fussed"])).refused(2, &["fused"]);
     qwen2c(&build(&["--context", "0"])).refused(2, &["context"]);
 }
@@ -91,14 +93,15 @@ fn near_misses_get_a_suggestion() {
 fn a_plan_is_told_without_a_checkpoint() {
     let plan =
         qwen2c(&["plan", "--model", "7B", "--target", "x86-64-v4", "--bandwidth", "100"]).success().text();
-    assert!(plan.contains("tokens/s"), "{plan}");
+    assert!(plan.contains("tokens/s") && plan.contains("int4"), "{plan}");
     let json = qwen2c(&["plan", "--model", "0.5b", "--target", "x86-64-v3", "--bandwidth", "50", "--json"])
         .success()
         .json();
     assert!(json.is_object(), "{json}");
-    // Half a billion parameters of two bytes: the plan counts them without reading one.
+    // Half a billion parameters of 8.5 bits: the plan counts them without reading one.
+    assert_eq!(json["quant"], "int8");
     let bytes = json["memory"]["weight_bytes"].as_u64().expect("weight_bytes");
-    assert!((900_000_000..1_100_000_000).contains(&bytes), "{bytes}");
+    assert!((520_000_000..540_000_000).contains(&bytes), "{bytes}");
 }
 
 #[test]
@@ -108,10 +111,30 @@ fn a_build_reports_and_a_quiet_one_does_not() {
     for part in ["fuse_attention", "tokens/s", "program"] {
         assert!(text.contains(part), "`{part}` is not in the report\n{text}");
     }
+    assert!(!text.contains("relative error"), "nothing was quantized\n{text}");
     let quiet = Build::new(Golden::load("dense-gqa").model()).with(["--quiet"]).finish();
     assert_eq!((quiet.report.text(), quiet.report.stderr.clone()), (String::new(), String::new()));
     let entries: Vec<_> = std::fs::read_dir(quiet.directory()).expect("readable").collect();
     assert_eq!(entries.len(), 1, "a build leaves its output alone: {entries:?}");
+}
+
+#[test]
+fn a_model_is_quantized_by_default_and_told_what_it_lost() {
+    let scratch = TempDir::with_prefix("qwen2c-test-").expect("a temporary directory");
+    let output = scratch.path().join("program");
+    let mut command = Command::new(compiler());
+    command.arg("build").arg("--model").arg(Golden::load("moe-sparse-step").model());
+    let report = run(command.args(["--target", "native", "-o"]).arg(&output)).success().text();
+    assert!(report.contains("`--quant none`"), "{report}");
+    for class in ["embedding", "attention qkv", "attention output", "experts", "gate and up", "down"] {
+        let line = report.lines().find(|line| line.trim_start().starts_with(class));
+        let line = line.unwrap_or_else(|| panic!("`{class}` is not in the report\n{report}"));
+        let words: Vec<&str> = line.rsplit(' ').collect();
+        let percent: f64 = words[3].parse().unwrap_or_else(|_| panic!("no number: {line}"));
+        assert!(line.contains("int8") && (0.2..0.8).contains(&percent), "{line}");
+    }
+    let info = run(Command::new(&output).args(["info", "--json"])).success().json();
+    assert_eq!(info["quant"], "int8");
 }
 
 #[test]

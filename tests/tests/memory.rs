@@ -105,6 +105,8 @@ fn a_build_streams() {
         "random",
         "--dtype",
         "bf16",
+        "--quant",
+        "none",
         "--target",
         "x86-64-v3",
     ]);

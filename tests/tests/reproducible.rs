@@ -57,3 +57,25 @@ fn programs_name_no_directory_of_this_machine() {
         assert!(!contains(&program, &format!("{home}/")), "the home directory is in the program");
     }
 }
+
+/// The first processor that this process may run on.
+fn first_processor() -> String {
+    let status = fs::read_to_string("/proc/self/status").expect("Linux tells");
+    let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).expect("the list");
+    line.trim().split([',', '-']).next().expect("one processor").to_owned()
+}
+
+#[test]
+fn programs_do_not_depend_on_the_number_of_threads_that_pack() {
+    let directory = TempDir::with_prefix("qwen2c-test-").expect("a temporary directory");
+    let model = Golden::load("moe-sparse-step").model();
+    let build = |mut command: Command, name: &str| {
+        let output = directory.path().join(name);
+        command.args(["build", "--quiet", "--target", "x86-64-v3", "--quant", "int4", "--model"]);
+        run(command.arg(&model).arg("-o").arg(&output)).success();
+        fs::read(output).expect("a program")
+    };
+    let mut alone = Command::new("taskset");
+    alone.args(["--cpu-list", &first_processor()]).arg(compiler());
+    assert!(build(alone, "one") == build(Command::new(compiler()), "all"), "one thread packs other bytes");
+}

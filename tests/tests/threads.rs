@@ -23,3 +23,12 @@ fn answers_do_not_depend_on_the_number_of_threads() {
         }
     }
 }
+
+#[test]
+fn more_threads_than_cores_are_named_once_with_what_is_faster() {
+    let program = Build::new(Golden::load("dense-gqa").model()).finish();
+    let outcome = program.run(["run", "--tokens", "1,2,3", "-n", "4", "--ignore-eos", "--threads", "900"]);
+    let said = outcome.success().stderr;
+    assert_eq!(said.matches("900 threads take turns").count(), 1, "{said}");
+    assert!(said.contains("`--threads "), "{said}");
+}

@@ -28,6 +28,8 @@ pub struct ModelDescription {
     pub template_tokens: Vec<(String, String)>,
     /// The tokenizer as it lies in the checkpoint.
     pub tokenizer: TokenizerSource,
+    /// Whether the checkpoint holds tensors that were quantized already.
+    pub is_quantized: bool,
 }
 
 /// The tokenizer as it lies in the checkpoint.
@@ -110,5 +112,6 @@ pub(crate) fn describe_folder(
         config,
         fields,
         tokenizer,
+        is_quantized: false,
     })
 }

@@ -30,6 +30,11 @@ impl Encoding {
         }
     }
 
+    /// Whether elements are integers with scales.
+    pub(crate) const fn is_quantized(self) -> bool {
+        self.block_elements() > 1
+    }
+
     /// Bytes of that unit.
     pub(crate) const fn block_bytes(self) -> u64 {
         match self {

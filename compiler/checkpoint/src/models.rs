@@ -182,6 +182,7 @@ impl KnownModel {
             chat_template: None,
             template_tokens: Vec::new(),
             tokenizer: TokenizerSource::Absent,
+            is_quantized: false,
         }
     }
 

@@ -63,10 +63,13 @@ pub fn describe_model(request: &ModelRequest<'_>) -> Result<ModelDescription, Di
     {
         return describe_checkpoint(Path::new(weights));
     }
-    match resolve_model(request.model)? {
-        ResolvedModel::Known(model) => Ok(model.describe()),
-        ResolvedModel::Path(path) => describe_checkpoint(&path),
-    }
+    let mut description = match resolve_model(request.model)? {
+        ResolvedModel::Known(model) => model.describe(),
+        ResolvedModel::Path(path) => describe_checkpoint(&path)?,
+    };
+    // Random numbers replace whatever the checkpoint holds.
+    description.is_quantized &= request.weights.is_none();
+    Ok(description)
 }
 
 /// Opens a model: configuration, tokenizer, tensors. A name is looked up in the local Hugging Face cache,
@@ -82,9 +85,12 @@ pub fn open_model(
     let resolved = resolve_model(request.model)?;
     if let Some(weights) = request.weights {
         if let Some(seed) = parse_seed(weights)? {
-            let description = match &resolved {
-                ResolvedModel::Known(model) => model.describe(),
-                ResolvedModel::Path(path) => describe_checkpoint(path)?,
+            let description = ModelDescription {
+                is_quantized: false,
+                ..match &resolved {
+                    ResolvedModel::Known(model) => model.describe(),
+                    ResolvedModel::Path(path) => describe_checkpoint(path)?,
+                }
             };
             return Ok(OpenedModel { description, tensors: Box::new(RandomWeights::new(seed)) });
         }

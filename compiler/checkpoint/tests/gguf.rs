@@ -254,8 +254,12 @@ fn what_cannot_be_served_is_named() {
     );
     check(
         |gguf| gguf.tensors[0].2 = 20,
-        "tensor `token_embd.weight` has a type that is not read\n  --> m.gguf\n  found: `IQ4_NL`\n  needed: `F32`, `F16`, `BF16`, `Q4_0`, `Q4_1`, `Q5_0`, `Q5_1`, `Q8_0`, `Q4_K`, `Q5_K` or `Q6_K`\n  help: convert the model to one of these types with llama.cpp's `llama-quantize`",
+        "tensor `token_embd.weight` has a type that is not read\n  --> m.gguf\n  found: type 20, `IQ4_NL`\n  needed: `F32`, `F16`, `BF16`, `Q4_0`, `Q4_1`, `Q5_0`, `Q5_1`, `Q8_0`, `Q4_K`, `Q5_K` or `Q6_K`\n  help: convert the model to one of these types with llama.cpp's `llama-quantize`",
     );
+    let mut gguf = dense();
+    gguf.tensors[0].2 = 99;
+    let message = open(&gguf.bytes()).unwrap_err();
+    assert!(message.contains("`token_embd.weight`") && message.contains("type 99,"), "{message}");
     check(
         |gguf| {
             gguf.f32_tensor("rope_freqs.weight", &[2], &[1.0, 2.0]);

@@ -1,7 +1,6 @@
 //! `qwen2c build`: the pipeline, then the report.
 
 use std::io::Write;
-use std::path::Path;
 
 use qwen2c_request::Target;
 
@@ -11,6 +10,7 @@ use crate::machine;
 use crate::output::remove_on_interrupt;
 use crate::pipeline::{BuildOutcome, build};
 use crate::prediction::{DecodePrediction, MemoryTable};
+use crate::quant::quant_name;
 use crate::report::{Report, notes};
 use crate::request::BuildRequest;
 use crate::units;
@@ -37,13 +37,8 @@ pub(crate) fn run(arguments: &BuildArguments, out: &mut dyn Write) -> Result<(),
 fn report(request: &BuildRequest, outcome: &BuildOutcome, out: &mut dyn Write) -> Result<(), Failure> {
     let plan = &outcome.planned.plan;
     let bandwidth_bytes_per_s = machine::read_bandwidth_bytes_per_s();
-    // Quantized anew, a program is about as small as the checkpoint, and nothing needs to be said.
-    let widened_from_bytes = match request.quantization {
-        None => quantized_bytes(request, outcome.manifest.model.parameters),
-        Some(_) => None,
-    };
-    let mut notes =
-        notes(&outcome.description, outcome.has_tokenizer, request.quant_is_default, widened_from_bytes);
+    let mut notes = notes(&outcome.description, outcome.has_tokenizer);
+    notes.extend(on_quantization(request, outcome));
     let memory = MemoryTable::new(plan);
     notes.extend(too_large_for_this_machine(&memory, machine::memory_bytes()));
     if !request.emit.is_empty() {
@@ -57,6 +52,7 @@ fn report(request: &BuildRequest, outcome: &BuildOutcome, out: &mut dyn Write) -
         kernels: outcome.planned.schedule.kernels.len(),
         decode_steps: plan.lists.first().map_or(0, |list| list.body.len() + list.head.len()),
         passes: &outcome.planned.passes,
+        losses: &outcome.losses,
         memory,
         prediction: DecodePrediction::new(plan, outcome.planned.context, bandwidth_bytes_per_s),
         output: &outcome.output,
@@ -70,11 +66,20 @@ fn report(request: &BuildRequest, outcome: &BuildOutcome, out: &mut dyn Write) -
     Ok(())
 }
 
-/// Length of the checkpoint, if it is one file that holds less than 16 bits for each parameter.
-fn quantized_bytes(request: &BuildRequest, parameters: u64) -> Option<u64> {
-    let path = Path::new(request.weights.as_ref().unwrap_or(&request.model));
-    let metadata = path.metadata().ok().filter(std::fs::Metadata::is_file)?;
-    Some(metadata.len()).filter(|bytes| *bytes < parameters.saturating_mul(2))
+/// A remark where the quantization is not what the user named, or makes the program larger than the
+/// checkpoint.
+fn on_quantization(request: &BuildRequest, outcome: &BuildOutcome) -> Option<String> {
+    match outcome.quantization {
+        None if outcome.description.is_quantized => Some(
+            "the checkpoint's quantized weights were widened: `--quant int8` and `int4` make the program smaller and faster"
+                .to_owned(),
+        ),
+        Some(quantization) if request.quant_is_default => Some(format!(
+            "weights are quantized to {}, the default for this size: `--quant none` keeps their values",
+            quant_name(Some(quantization))
+        )),
+        _ => None,
+    }
 }
 
 /// A remark where the program could not run here; it may be meant for another machine.

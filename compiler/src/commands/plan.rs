@@ -85,6 +85,7 @@ fn report(
     timings: &mut Timings,
 ) -> Result<PlanReport, Failure> {
     let description = describe_model(&request.model_request())?;
+    let request = &request.for_model(&description);
     let config = &description.config;
     let output = request.output_path(&config.name);
     let emitted = EmittedText::new(request.emit_path(&output), request.emit.clone());
@@ -112,7 +113,7 @@ fn lines(report: &PlanReport) -> Vec<String> {
     let model =
         format!("{}, {} parameters", style(&report.model).bold(), units::parameters(report.parameters));
     table.row([key("model"), model]);
-    table.row([key("target"), format!("{}, {}", report.target, report.dtype)]);
+    table.row([key("target"), format!("{}, quantization {}, {}", report.target, report.quant, report.dtype)]);
     let maximum = units::grouped(report.model_maximum_context);
     table.row([key("context"), format!("{} of {maximum} positions", units::grouped(report.context))]);
     let mut lines = vec![String::new(), format!("  {}", style(BUILD).bold()), String::new()];

@@ -71,9 +71,10 @@ fn placement(arguments: &Arguments, console: &mut Console<'_>) -> Result<Placeme
     let asked = arguments.number("--threads", 1, MOST_THREADS).or_usage()?;
     let placement = Placement::choose(asked);
     if placement.shares_cores {
+        let (threads, cores) = (placement.threads, placement.usable);
         console.note(&format!(
-            "note: {} threads share fewer physical cores; more are slower",
-            placement.threads
+            "note: {threads} threads take turns on the {cores} physical cores this process may use; \
+             `--threads {cores}` is faster"
         ));
     }
     Ok(placement)

@@ -20,7 +20,8 @@ pub use choice::{
 };
 pub use operation::{Operation, Real};
 pub use quantize::{
-    LARGEST_ACTIVATION, SMALLEST_ACTIVATION, quantize_activations, quantize_groups, round_row,
+    LARGEST_ACTIVATION, QuantizationError, SMALLEST_ACTIVATION, quantize_activations, quantize_groups,
+    round_row,
 };
 pub use tensor::{
     CACHE_BLOCK_POSITIONS, CacheKind, CacheType, Dimension, Element, GROUP_SIZES, Quantization, QuantizedRow,

@@ -17,11 +17,37 @@ const LARGEST_F16: f32 = 65504.0;
 /// compilers turn into vector code.
 const ROUNDING: f32 = 12_582_912.0;
 
+/// How far quantized weights lie from the weights, as sums of squares.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct QuantizationError {
+    /// Of the differences.
+    pub differences: f64,
+    /// Of the weights.
+    pub weights: f64,
+}
+
+impl QuantizationError {
+    /// The relative L2 error.
+    pub fn relative(self) -> f64 {
+        if self.differences == 0.0 { 0.0 } else { (self.differences / self.weights).sqrt() }
+    }
+}
+
+impl std::ops::AddAssign for QuantizationError {
+    fn add_assign(&mut self, other: Self) {
+        self.differences += other.differences;
+        self.weights += other.weights;
+    }
+}
+
+/// The largest group.
+const LONGEST_GROUP: usize = 128;
+
 /// Groups that go through each phase together.
 const BLOCK_GROUPS: usize = 16;
 
 /// Quantizes consecutive groups, of which the last may be shorter: writes an integer for each weight, and
-/// for each group the bits of its scale, an f16.
+/// for each group the bits of its scale, an f16. Returns what was lost.
 ///
 /// The scale minimizes the group's squared error. For integers `q` the best scale is `Σ w·q / Σ q²` (least
 /// squares) and leaves the error `Σ w² − (Σ w·q)² / Σ q²`; the integers of several candidates are tried
@@ -31,18 +57,25 @@ const BLOCK_GROUPS: usize = 16;
 /// All machines find the same integers: the order of every sum is fixed and nothing is contracted,
 /// however wide the vectors are that a compiler makes of it. A group's result does not depend on its
 /// neighbours.
-pub fn quantize_groups(quantization: Quantization, weights: &[f32], integers: &mut [i8], scales: &mut [u16]) {
+pub fn quantize_groups(
+    quantization: Quantization,
+    weights: &[f32],
+    integers: &mut [i8],
+    scales: &mut [u16],
+) -> QuantizationError {
+    let mut error = QuantizationError::default();
     let block = quantization.group as usize * BLOCK_GROUPS;
     let blocks = weights.chunks(block).zip(integers.chunks_mut(block)).zip(scales.chunks_mut(BLOCK_GROUPS));
     for ((weights, integers), scales) in blocks {
         #[cfg(target_arch = "x86_64")]
         if std::arch::is_x86_feature_detected!("avx2") {
             // SAFETY: the processor has AVX2.
-            unsafe { quantize_block_with_avx2(quantization, weights, integers, scales) };
+            error += unsafe { quantize_block_with_avx2(quantization, weights, integers, scales) };
             continue;
         }
-        quantize_block(quantization, weights, integers, scales);
+        error += quantize_block(quantization, weights, integers, scales);
     }
+    error
 }
 
 /// The same code, compiled for wider vectors than every processor has.
@@ -53,17 +86,22 @@ fn quantize_block_with_avx2(
     weights: &[f32],
     integers: &mut [i8],
     scales: &mut [u16],
-) {
-    quantize_block(quantization, weights, integers, scales);
+) -> QuantizationError {
+    quantize_block(quantization, weights, integers, scales)
 }
 
 #[inline(always)]
-fn quantize_block(quantization: Quantization, weights: &[f32], integers: &mut [i8], scales: &mut [u16]) {
+fn quantize_block(
+    quantization: Quantization,
+    weights: &[f32],
+    integers: &mut [i8],
+    scales: &mut [u16],
+) -> QuantizationError {
     let group = quantization.group as usize;
     if quantization.bits == 4 {
-        quantize_block_in_phases::<7>(group, weights, integers, scales);
+        quantize_block_in_phases::<7>(group, weights, integers, scales)
     } else {
-        quantize_block_in_phases::<127>(group, weights, integers, scales);
+        quantize_block_in_phases::<127>(group, weights, integers, scales)
     }
 }
 
@@ -75,7 +113,7 @@ fn quantize_block_in_phases<const LARGEST: i16>(
     weights: &[f32],
     integers: &mut [i8],
     scales: &mut [u16],
-) {
+) -> QuantizationError {
     // The smallest integer is one further from zero than the largest: the extreme goes there.
     let mut found = [0.0; BLOCK_GROUPS];
     for (scale, weights) in found.iter_mut().zip(weights.chunks(group)) {
@@ -98,13 +136,36 @@ fn quantize_block_in_phases<const LARGEST: i16>(
         // Weights beyond what an f16 scale can reach are cut off instead of becoming infinite.
         *bits = if *scale == 0.0 { 0 } else { f32_to_f16(scale.clamp(-LARGEST_F16, LARGEST_F16)) };
     }
-    for ((integers, weights), bits) in integers.chunks_mut(group).zip(weights.chunks(group)).zip(scales) {
-        let inverse = inverse_of(f16_to_f32(*bits));
-        for (integer, weight) in integers.iter_mut().zip(weights) {
+    let mut differences = [0.0; LONGEST_GROUP * BLOCK_GROUPS];
+    let differences = &mut differences[..weights.len()];
+    let groups = integers.chunks_mut(group).zip(weights.chunks(group)).zip(differences.chunks_mut(group));
+    for (((integers, weights), differences), bits) in groups.zip(scales) {
+        let scale = f16_to_f32(*bits);
+        let inverse = inverse_of(scale);
+        for ((integer, weight), difference) in integers.iter_mut().zip(weights).zip(differences) {
+            let rounded = cut::<LARGEST>(weight * inverse) + ROUNDING;
             // The sum's lowest bits are the integer's.
-            *integer = (cut::<LARGEST>(weight * inverse) + ROUNDING).to_bits() as i8;
+            *integer = rounded.to_bits() as i8;
+            *difference = weight - (rounded - ROUNDING) * scale;
         }
     }
+    QuantizationError { differences: square_sum(differences).into(), weights: square_sum(weights).into() }
+}
+
+/// `Σ x²`
+#[inline(always)]
+fn square_sum(values: &[f32]) -> f32 {
+    let mut sums = [0.0; LANES];
+    let (whole, rest) = values.as_chunks::<LANES>();
+    for values in whole {
+        for lane in 0..LANES {
+            sums[lane] += values[lane] * values[lane];
+        }
+    }
+    for (lane, value) in rest.iter().enumerate() {
+        sums[lane] += value * value;
+    }
+    sum(sums)
 }
 
 /// Replaces each weight of a row by its quantized value, group by group.

@@ -5,7 +5,8 @@
 //! written in blocks of columns that stay in the first cache while all rows add to them.
 
 use qwen2c_request::{
-    Element, Quantization, WeightLayout, WeightType, f32_to_bf16, f32_to_f16, quantize_groups,
+    Element, Quantization, QuantizationError, WeightLayout, WeightType, f32_to_bf16, f32_to_f16,
+    quantize_groups,
 };
 
 use super::layout::{PanelGeometry, weight_bytes};
@@ -19,6 +20,7 @@ pub type WriteBytes<'a, E> = dyn FnMut(&[u8]) -> Result<(), E> + 'a;
 /// Packs a weight as a stream: reads row blocks through `read(first_row, rows)`, with the rows of all
 /// matrices numbered through, and hands the packed bytes to `write` in order. Exactly
 /// [`qwen2c_request::Target::weight_bytes`] bytes are written; no more than one block of rows is held.
+/// Returns what quantization lost, zero for a weight that is stored as elements.
 ///
 /// # Errors
 ///
@@ -28,16 +30,18 @@ pub fn pack_weight<E>(
     layout: WeightLayout,
     read: &mut ReadRows<'_, E>,
     write: &mut WriteBytes<'_, E>,
-) -> Result<(), E> {
+) -> Result<QuantizationError, E> {
+    let mut error = QuantizationError::default();
     let written = match layout {
         WeightLayout::RowMajor => pack_row_major(weight, read, write)?,
         WeightLayout::Panels { lanes, pair, separate_halves } => {
             let geometry = PanelGeometry::new(weight, lanes, pair, separate_halves);
-            pack_panels(geometry, weight.element, read, write)?
+            pack_panels(geometry, weight.element, &mut error, read, write)?
         }
     };
     let padding = weight_bytes(weight, layout) - written;
-    write(&vec![0; padding as usize])
+    write(&vec![0; padding as usize])?;
+    Ok(error)
 }
 
 /// Rows converted at a time in row-major order.
@@ -81,6 +85,7 @@ fn put<const BYTES: usize>(values: &[f32], out: &mut [u8], bytes_of: impl Fn(f32
 fn pack_panels<E>(
     geometry: PanelGeometry,
     element: Element,
+    error: &mut QuantizationError,
     read: &mut ReadRows<'_, E>,
     write: &mut WriteBytes<'_, E>,
 ) -> Result<u64, E> {
@@ -97,7 +102,9 @@ fn pack_panels<E>(
                 bytes.fill(0);
             }
             match geometry.quantization {
-                Some(quantization) => fill_quantized_panel(geometry, quantization, values, &mut bytes),
+                Some(quantization) => {
+                    *error += fill_quantized_panel(geometry, quantization, values, &mut bytes);
+                }
                 None => fill_panel(geometry, element, values, &mut bytes),
             }
             write(&bytes)?;
@@ -154,7 +161,8 @@ fn fill_quantized_panel(
     quantization: Quantization,
     values: &[f32],
     bytes: &mut [u8],
-) {
+) -> QuantizationError {
+    let mut error = QuantizationError::default();
     let (columns, lanes) = (geometry.columns as usize, geometry.lanes as usize);
     let block_columns = BLOCK_GROUPS * quantization.group as usize;
     let per_dword = quantization.per_dword() as usize;
@@ -171,7 +179,7 @@ fn fill_quantized_panel(
         integers[present..].fill(-quantization.bias() as i8);
         let dwords = &mut packed[..present.div_ceil(per_dword) * 4];
         for (lane, row) in values.chunks_exact(columns).enumerate() {
-            quantize_groups(quantization, &row[first..][..present], &mut integers[..present], found);
+            error += quantize_groups(quantization, &row[first..][..present], &mut integers[..present], found);
             pack_integers(quantization, &integers, dwords);
             scatter::<4>(dwords, lanes, lane, data);
             for (group, scale) in found.iter().enumerate() {
@@ -179,6 +187,7 @@ fn fill_quantized_panel(
             }
         }
     }
+    error
 }
 
 /// Biased integers as bytes, or as halves of bytes that lie four apart.

@@ -39,6 +39,7 @@ pub(crate) fn describe_gguf(gguf: &GgufFile) -> Result<ModelDescription, Diagnos
         chat_template: reader.text("tokenizer.chat_template")?.map(str::to_owned),
         template_tokens: vocabulary.as_ref().map(template_tokens).unwrap_or_default(),
         tokenizer: vocabulary.map_or(TokenizerSource::Absent, |known| TokenizerSource::Gguf(known.tokenizer)),
+        is_quantized: gguf.tensors.values().any(|tensor| tensor.encoding.is_quantized()),
         config,
     })
 }

@@ -272,7 +272,7 @@ fn stored_tensor(
     }
 }
 
-/// The encoding with ggml's number `kind`, or the type's name where it is not read.
+/// The encoding with ggml's number `kind`, or the type as a message shows it where it is not read.
 fn encoding_of(kind: u32) -> Result<Encoding, String> {
     let name = match kind {
         0 => return Ok(Encoding::F32),
@@ -302,7 +302,7 @@ fn encoding_of(kind: u32) -> Result<Encoding, String> {
         34 => "TQ1_0",
         35 => "TQ2_0",
         39 => "MXFP4",
-        _ => return Err(format!("the unknown type {kind}")),
+        _ => return Err(format!("type {kind}, which has no name here")),
     };
-    Err(format!("`{name}`"))
+    Err(format!("type {kind}, `{name}`"))
 }
