@@ -153,7 +153,7 @@ mod tests {
     use qwen2c_graph::{ExpertConfig, Family, ModelConfig, Rope, RopeScaling};
     use qwen2c_request::Element;
 
-    use super::{layers, record, tokens};
+    use super::{PassContext, Rounding, layers, record, tokens};
 
     const EXACT: Rounding = Rounding { dtype: Element::F32, quantization: None, multiplies_integers: false };
 
