@@ -62,23 +62,16 @@ impl PanelGeometry {
         }
     }
 
-    /// Groups of a row of a quantized weight, the last of which may be shorter.
-    pub(super) fn groups(self) -> u64 {
-        self.quantization.map_or(0, |quantization| self.columns.div_ceil(quantization.group.into()))
-    }
-
-    /// Bytes of a panel's integers or elements; the scales of a quantized panel follow them.
-    pub(super) fn data_bytes(self) -> u64 {
-        let pairs = self.columns.div_ceil(self.pair);
-        match self.quantization {
-            Some(_) => pairs * self.lanes * 4,
-            None => pairs * self.pair * self.lanes * self.element_bytes,
-        }
-    }
-
-    /// Bytes of a panel: elements, or integers and then `[groups, lanes]` scales in f16.
+    /// Bytes of a panel: elements, or chunks of integers with scales.
     pub(super) fn panel_bytes(self) -> u64 {
-        self.data_bytes() + self.groups() * self.lanes * Element::F16.bytes()
+        match self.quantization {
+            Some(quantization) => {
+                let chunks = ChunkGeometry { lanes: self.lanes, quantization };
+                let bytes = chunks.bytes(self.columns);
+                bytes.next_multiple_of(self.lanes * 4)
+            }
+            None => self.columns.div_ceil(self.pair) * self.pair * self.lanes * self.element_bytes,
+        }
     }
 
     /// Bytes of one matrix.
@@ -96,6 +89,59 @@ impl PanelGeometry {
             let first = panel * self.lanes;
             (first, self.lanes.min(self.rows - first))
         }
+    }
+}
+
+/// Groups of a chunk: with two, the scales of 16 lanes fill a cache line, and chunks start on lines.
+pub(super) const CHUNK_GROUPS: u64 = 2;
+
+/// How a quantized panel lies in memory: chunk after chunk of two groups, each the dwords of both,
+/// `[dwords, lanes]` in the order of [`Quantization::first_bit`], and then their scales,
+/// `f16[groups, lanes]`. So a panel is one stream of memory from front to back. The last chunk may have
+/// one group, and its last group fewer inputs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ChunkGeometry {
+    /// Rows of the panel.
+    pub(super) lanes: u64,
+    /// Bits and group size.
+    pub(super) quantization: Quantization,
+}
+
+/// Where a group lies in its chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct GroupPlace {
+    /// Byte of the chunk at which its dwords start.
+    pub(super) dwords_at_bytes: u64,
+    /// Byte of the chunk at which its scales start.
+    pub(super) scales_at_bytes: u64,
+    /// Inputs that exist.
+    pub(super) inputs: u32,
+}
+
+impl ChunkGeometry {
+    /// Inputs of a whole chunk.
+    pub(super) fn inputs(self) -> u64 {
+        CHUNK_GROUPS * u64::from(self.quantization.group)
+    }
+
+    /// Bytes of the chunks of a row of `inputs`.
+    pub(super) fn bytes(self, inputs: u64) -> u64 {
+        let dwords = inputs.div_ceil(self.quantization.per_dword().into());
+        let groups = inputs.div_ceil(self.quantization.group.into());
+        dwords * self.lanes * 4 + groups * self.lanes * Element::F16.bytes()
+    }
+
+    /// The groups of a chunk that has `inputs`.
+    pub(super) fn groups(self, inputs: u64) -> Vec<GroupPlace> {
+        let group = u64::from(self.quantization.group);
+        let dwords_bytes =
+            |inputs: u64| inputs.div_ceil(self.quantization.per_dword().into()) * self.lanes * 4;
+        let place = |index: u64| GroupPlace {
+            dwords_at_bytes: dwords_bytes(index * group),
+            scales_at_bytes: dwords_bytes(inputs) + index * self.lanes * Element::F16.bytes(),
+            inputs: group.min(inputs - index * group) as u32,
+        };
+        (0..inputs.div_ceil(group)).map(place).collect()
     }
 }
 

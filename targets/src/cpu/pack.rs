@@ -9,7 +9,7 @@ use qwen2c_request::{
     quantize_groups,
 };
 
-use super::layout::{PanelGeometry, weight_bytes};
+use super::layout::{CHUNK_GROUPS, ChunkGeometry, PanelGeometry, weight_bytes};
 
 /// Fills the slice with consecutive rows of a weight from a row number on.
 pub type ReadRows<'a, E> = dyn FnMut(u64, &mut [f32]) -> Result<(), E> + 'a;
@@ -154,8 +154,7 @@ fn scatter<const BYTES: usize>(units: &[u8], lanes: usize, lane: usize, out: &mu
 /// Groups of a row that are quantized at a time.
 const BLOCK_GROUPS: usize = 16;
 
-/// Quantizes the rows of a panel and puts the integers into `[columns / pair, lanes]` dwords, in the order
-/// of [`Quantization::first_bit`], and the scales into `[groups, lanes]`.
+/// Quantizes the rows of a panel into chunks, as [`ChunkGeometry`] says.
 fn fill_quantized_panel(
     geometry: PanelGeometry,
     quantization: Quantization,
@@ -166,13 +165,13 @@ fn fill_quantized_panel(
     let (columns, lanes) = (geometry.columns as usize, geometry.lanes as usize);
     let block_columns = BLOCK_GROUPS * quantization.group as usize;
     let per_dword = quantization.per_dword() as usize;
-    let (data, scales) = bytes.split_at_mut(geometry.data_bytes() as usize);
+    let chunks = ChunkGeometry { lanes: geometry.lanes, quantization };
+    let chunk_inputs = chunks.inputs() as usize;
     let mut integers = vec![0; block_columns];
     let mut packed = vec![0; block_columns / per_dword * 4];
-    for (block, first) in (0..columns).step_by(block_columns).enumerate() {
+    for first in (0..columns).step_by(block_columns) {
         let present = block_columns.min(columns - first);
-        let data = &mut data[first / per_dword * 4 * lanes..];
-        let scales = &mut scales[block * BLOCK_GROUPS * 2 * lanes..];
+        let out = &mut bytes[chunks.bytes(first as u64) as usize..];
         let mut found = [0; BLOCK_GROUPS];
         let found = &mut found[..present.div_ceil(quantization.group as usize)];
         // The last group may end within a dword; what is absent is zero with its bias.
@@ -181,9 +180,15 @@ fn fill_quantized_panel(
         for (lane, row) in values.chunks_exact(columns).enumerate() {
             error += quantize_groups(quantization, &row[first..][..present], &mut integers[..present], found);
             pack_integers(quantization, &integers, dwords);
-            scatter::<4>(dwords, lanes, lane, data);
-            for (group, scale) in found.iter().enumerate() {
-                scales[(group * lanes + lane) * 2..][..2].copy_from_slice(&scale.to_le_bytes());
+            let whole_bytes = chunks.bytes(chunk_inputs as u64) as usize;
+            let of_chunks =
+                dwords.chunks(chunk_inputs / per_dword * 4).zip(found.chunks(CHUNK_GROUPS as usize));
+            for ((dwords, found), out) in of_chunks.zip(out.chunks_mut(whole_bytes)) {
+                let (out, scales) = out.split_at_mut(dwords.len() * lanes);
+                scatter::<4>(dwords, lanes, lane, out);
+                for (group, scale) in found.iter().enumerate() {
+                    scales[(group * lanes + lane) * 2..][..2].copy_from_slice(&scale.to_le_bytes());
+                }
             }
         }
     }
@@ -297,8 +302,8 @@ mod tests {
     }
 
     #[test]
-    fn quantized_panels_hold_dwords_and_then_scales() {
-        for (bits, pair, columns) in [(8, 4, 70), (4, 8, 70), (4, 8, 32)] {
+    fn quantized_panels_hold_chunks_of_dwords_and_scales() {
+        for (bits, pair, columns) in [(8, 4, 70), (4, 8, 70), (4, 8, 32), (4, 8, 1100), (8, 4, 135)] {
             let quantization = Quantization { bits, group: 32 };
             let mut ty = weight(&[11, columns], Element::Bf16);
             ty.quantization = Some(quantization);
@@ -312,13 +317,16 @@ mod tests {
                 let mut expected = expected.to_vec();
                 qwen2c_request::round_row(quantization, &mut expected);
                 let panel = &bytes[row / 8 * geometry.panel_bytes() as usize..];
-                let scales = &panel[geometry.data_bytes() as usize..];
                 for (column, expected) in expected.iter().enumerate() {
-                    let dword = &panel[(column / pair as usize * 8 + row % 8) * 4..][..4];
+                    // A chunk: the dwords of 64 inputs of 8 rows, then 2 · 8 scales.
+                    let chunk = &panel[column / 64 * (64 / pair as usize * 8 * 4 + 2 * 8 * 2)..];
+                    let inputs = 64.min(columns as usize - column / 64 * 64);
+                    let scales = &chunk[inputs.div_ceil(pair as usize) * 8 * 4..];
+                    let dword = &chunk[(column % 64 / pair as usize * 8 + row % 8) * 4..][..4];
                     let dword = u32::from_le_bytes(dword.try_into().unwrap());
                     let field = dword >> quantization.first_bit(column as u32 % pair) & ((1 << bits) - 1);
                     let integer = field as i32 - (1 << (bits - 1));
-                    let scale = &scales[(column / 32 * 8 + row % 8) * 2..][..2];
+                    let scale = &scales[(column % 64 / 32 * 8 + row % 8) * 2..][..2];
                     let scale = f16_to_f32(u16::from_le_bytes(scale.try_into().unwrap()));
                     assert_eq!(integer as f32 * scale, *expected, "row {row}, column {column}");
                 }

@@ -10,7 +10,7 @@ use qwen2c_request::{Element, Quantization, WeightLayout};
 use super::Kernel;
 use super::panel_product::widened;
 use crate::builder::{Buffer, Scalar, Val};
-use crate::cpu::layout::PanelGeometry;
+use crate::cpu::layout::{ChunkGeometry, PanelGeometry};
 
 /// One row.
 pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, row: Val<'k>) {
@@ -55,21 +55,33 @@ fn gather_integers<'k>(
     (geometry, quantization): (PanelGeometry, Quantization),
     out: Buffer<'k>,
 ) {
-    let k = kernel.k;
-    let (lanes, per_dword) = (k.int(geometry.lanes), quantization.per_dword());
-    let scales = panel.at_bytes(k.int(geometry.data_bytes())).seen_as(Element::F16);
-    let gather = |dword: Val<'k>, inputs: u32| {
-        let column = dword * k.int(per_dword);
-        let scale = scales.load(column / k.int(quantization.group) * lanes + lane, 1);
-        let packed = panel.load_as(Scalar::I32, dword * lanes + lane, 1);
-        for input in 0..inputs {
-            out.store(column + k.int(input), widened(packed, &quantization, input) * scale);
+    let (k, columns) = (kernel.k, geometry.columns);
+    let chunks = ChunkGeometry { lanes: geometry.lanes, quantization };
+    let per_dword = quantization.per_dword();
+    let gather_chunk = |chunk: Val<'k>, inputs: u64| {
+        let start = panel.at_bytes(chunk * k.int(chunks.bytes(chunks.inputs())));
+        for (index, place) in (0_u64..).zip(chunks.groups(inputs)) {
+            let first = chunk * k.int(chunks.inputs()) + k.int(index * u64::from(quantization.group));
+            let (out, dwords) = (out.at(first), start.at_bytes(k.int(place.dwords_at_bytes)));
+            let scales = start.at_bytes(k.int(place.scales_at_bytes)).seen_as(Element::F16);
+            let scale = scales.load(lane, 1);
+            let gather = |dword: Val<'k>, inputs: u32| {
+                let packed = dwords.load_as(Scalar::I32, dword * k.int(geometry.lanes) + lane, 1);
+                for input in 0..inputs {
+                    let column = dword * k.int(per_dword) + k.int(input);
+                    out.store(column, widened(packed, &quantization, input) * scale);
+                }
+            };
+            let whole = k.int(place.inputs / per_dword);
+            k.repeat(k.int(0), whole, 1, |dword| gather(dword, per_dword));
+            if place.inputs % per_dword > 0 {
+                gather(whole, place.inputs % per_dword);
+            }
         }
     };
-    let whole = k.int(geometry.columns / u64::from(per_dword));
-    k.repeat(k.int(0), whole, 1, |dword| gather(dword, per_dword));
-    let rest = (geometry.columns % u64::from(per_dword)) as u32;
-    if rest > 0 {
-        gather(whole, rest);
+    let whole = k.int(columns / chunks.inputs());
+    k.repeat(k.int(0), whole, 1, |chunk| gather_chunk(chunk, chunks.inputs()));
+    if columns % chunks.inputs() > 0 {
+        gather_chunk(whole, columns % chunks.inputs());
     }
 }

@@ -15,31 +15,21 @@
 //! first. Integers are exact on all of these ways, and the floats of a group are added in one order, so
 //! that every level, and a row alone or among others, gives the same bits.
 
-use qwen2c_request::{Element, Quantization};
+use qwen2c_request::Quantization;
 
 use super::Kernel;
-use super::panel_product::PanelProduct;
+use super::panel_product::{Group, PanelProduct};
 use super::quantize_rows::QuantizedBuffer;
 use crate::builder::{Buffer, Scalar, Ty, Val};
 
 /// Inputs of a block: as many as 16-bit sums of products with 4-bit weights can hold.
 const BLOCK_INPUTS: u32 = 32;
 
-/// Dwords of one block of inputs.
-struct Block<'k> {
-    /// Dword of the panels at which it starts.
-    first_dword: Val<'k>,
+/// Dwords of one block of inputs of a group.
+struct Block {
+    bits: u32,
     /// Dwords that exist.
     dwords: u32,
-}
-
-/// Operands of a product.
-struct Operands<'k> {
-    /// Integers of each row.
-    rows: Vec<QuantizedBuffer<'k>>,
-    /// Each panel.
-    panels: Vec<Buffer<'k>>,
-    quantization: Quantization,
 }
 
 impl<'k> PanelProduct<'k> {
@@ -47,104 +37,87 @@ impl<'k> PanelProduct<'k> {
     pub(super) fn integer_sums(
         &self,
         kernel: &Kernel<'k, '_>,
-        rows: Vec<QuantizedBuffer<'k>>,
-        panels: Vec<Buffer<'k>>,
+        rows: &[QuantizedBuffer<'k>],
+        panels: &[Buffer<'k>],
         quantization: Quantization,
     ) -> Vec<Val<'k>> {
-        let (k, columns) = (kernel.k, self.geometry.columns);
-        let group = u64::from(quantization.group);
-        let sums = vec![k.float(0.0, kernel.lanes); rows.len() * panels.len()];
-        let operands = Operands { rows, panels, quantization };
-        let mut sums = k.for_each(k.int(0), k.int(columns / group), 1, &sums, |index, sums| {
-            self.add_group(kernel, &operands, index, quantization.group, sums)
-        });
-        let rest = (columns % group) as u32;
-        if rest > 0 {
-            sums = self.add_group(kernel, &operands, k.int(columns / group), rest, &sums);
-        }
-        sums
+        let zeros = vec![kernel.k.float(0.0, kernel.lanes); rows.len() * panels.len()];
+        self.for_each_group(kernel, panels, quantization, &zeros, |group, sums| {
+            add_group(kernel, rows, group, quantization, sums)
+        })
     }
+}
 
-    /// `sums` and the products of group number `group`, of whose inputs `inputs` exist.
-    fn add_group(
-        &self,
-        kernel: &Kernel<'k, '_>,
-        operands: &Operands<'k>,
-        group: Val<'k>,
-        inputs: u32,
-        sums: &[Val<'k>],
-    ) -> Vec<Val<'k>> {
-        let (k, lanes, quantization) = (kernel.k, kernel.lanes, operands.quantization);
-        let (per_dword, panels) = (quantization.per_dword(), operands.panels.len());
-        let starts = operands.rows.iter().flat_map(|row| {
-            let negated_sum = row.negated_sums().load(group, 1).splat(lanes);
-            vec![negated_sum.shift_left(i64::from(quantization.bits) - 1); panels]
+/// `sums[row][panel]` and the products of one group.
+fn add_group<'k>(
+    kernel: &Kernel<'k, '_>,
+    rows: &[QuantizedBuffer<'k>],
+    group: &Group<'k>,
+    quantization: Quantization,
+    sums: &[Val<'k>],
+) -> Vec<Val<'k>> {
+    let (k, lanes) = (kernel.k, kernel.lanes);
+    let (per_dword, panels) = (quantization.per_dword(), group.dwords.len());
+    let starts = rows.iter().flat_map(|row| {
+        let negated_sum = row.negated_sums().load(group.number, 1).splat(lanes);
+        vec![negated_sum.shift_left(i64::from(quantization.bits) - 1); panels]
+    });
+    let mut totals: Vec<Val<'k>> = starts.collect();
+    let integers: Vec<Buffer<'k>> =
+        rows.iter().map(|row| row.row.at(group.number * k.int(quantization.group))).collect();
+    let block_dwords = BLOCK_INPUTS / per_dword;
+    let dwords = group.inputs.div_ceil(per_dword);
+    let (whole, rest) = (dwords / block_dwords, dwords % block_dwords);
+    let add_block = |index: Val<'k>, dwords: u32, totals: &[Val<'k>]| {
+        let integers: Vec<Buffer<'k>> =
+            integers.iter().map(|row| row.at(index * k.int(BLOCK_INPUTS))).collect();
+        let first = index * k.int(i64::from(block_dwords * lanes) * 4);
+        let weights: Vec<Buffer<'k>> = group.dwords.iter().map(|dwords| dwords.at_bytes(first)).collect();
+        add_block(kernel, &integers, &weights, &Block { bits: quantization.bits, dwords }, totals)
+    };
+    if whole == 1 {
+        totals = add_block(k.int(0), block_dwords, &totals);
+    } else if whole > 1 {
+        totals = k.for_each(k.int(0), k.int(whole), 1, &totals, |index, totals| {
+            add_block(index, block_dwords, totals)
         });
-        let mut totals: Vec<Val<'k>> = starts.collect();
-        let first_dword = group * k.int(quantization.group / per_dword);
-        let block_dwords = BLOCK_INPUTS / per_dword;
-        let dwords = inputs.div_ceil(per_dword);
-        let (whole, rest) = (dwords / block_dwords, dwords % block_dwords);
-        let block = |index: Val<'k>, dwords: u32, totals: &[Val<'k>]| {
-            let block = Block { first_dword: first_dword + index * k.int(block_dwords), dwords };
-            add_block(kernel, operands, &block, totals)
-        };
-        if whole == 1 {
-            totals = block(k.int(0), block_dwords, &totals);
-        } else if whole > 1 {
-            totals = k.for_each(k.int(0), k.int(whole), 1, &totals, |index, totals| {
-                block(index, block_dwords, totals)
-            });
-        }
-        if rest > 0 {
-            totals = block(k.int(whole), rest, &totals);
-        }
-        let scale_place = group * k.int(lanes);
-        let weight_scales: Vec<Val<'k>> = operands
-            .panels
-            .iter()
-            .map(|panel| panel.at_bytes(k.int(self.geometry.data_bytes())).seen_as(Element::F16))
-            .map(|scales| scales.load(scale_place, lanes))
-            .collect();
-        let mut results = Vec::with_capacity(sums.len());
-        for (row, (totals, sums)) in operands.rows.iter().zip(totals.chunks(panels).zip(sums.chunks(panels)))
-        {
-            let scale = row.scales().load(group, 1).splat(lanes);
-            for ((total, sum), weight_scale) in totals.iter().zip(sums).zip(&weight_scales) {
-                results.push(total.to_float().multiply_add(*weight_scale * scale, *sum));
-            }
-        }
-        results
     }
+    if rest > 0 {
+        totals = add_block(k.int(whole), rest, &totals);
+    }
+    let mut results = Vec::with_capacity(sums.len());
+    for (row, (totals, sums)) in rows.iter().zip(totals.chunks(panels).zip(sums.chunks(panels))) {
+        let scale = row.scales().load(group.number, 1).splat(lanes);
+        for ((total, sum), weight_scale) in totals.iter().zip(sums).zip(&group.scales) {
+            results.push(total.to_float().multiply_add(*weight_scale * scale, *sum));
+        }
+    }
+    results
 }
 
 /// `totals[row][panel]` and the products of one block.
 fn add_block<'k>(
     kernel: &Kernel<'k, '_>,
-    operands: &Operands<'k>,
-    block: &Block<'k>,
+    rows: &[Buffer<'k>],
+    panels: &[Buffer<'k>],
+    block: &Block,
     totals: &[Val<'k>],
 ) -> Vec<Val<'k>> {
-    let (k, lanes, bits) = (kernel.k, kernel.lanes, operands.quantization.bits);
-    let panels = operands.panels.len();
+    let (k, lanes, bits) = (kernel.k, kernel.lanes, block.bits);
     let mut totals: Vec<Total<'k>> = totals.iter().map(|total| Total::new(*total)).collect();
-    for index in 0..block.dwords {
-        let dword = block.first_dword + k.int(index);
-        let packed: Vec<Val<'k>> = operands
-            .panels
-            .iter()
-            .map(|panel| panel.load_as(Scalar::I32, dword * k.int(lanes), lanes))
-            .collect();
+    for dword in 0..block.dwords {
+        let place = k.int(dword * lanes);
+        let packed: Vec<Val<'k>> =
+            panels.iter().map(|panel| panel.load_as(Scalar::I32, place, lanes)).collect();
         // Each part has the unsigned bytes of four inputs.
-        let parts = if bits == 4 { 2 } else { 1 };
+        let parts: u32 = if bits == 4 { 2 } else { 1 };
         for part in 0..parts {
             let weights: Vec<Val<'k>> = packed
                 .iter()
                 .map(|packed| if bits == 4 { nibbles(*packed, part) } else { *packed })
                 .collect();
-            for (row, totals) in operands.rows.iter().zip(totals.chunks_mut(panels)) {
-                let place = dword * k.int(parts) + k.int(part);
-                let activations = row.row.load_as(Scalar::I32, place, 1).splat(lanes);
+            for (row, totals) in rows.iter().zip(totals.chunks_mut(panels.len())) {
+                let activations = row.load_as(Scalar::I32, k.int(dword * parts + part), 1).splat(lanes);
                 for (total, weights) in totals.iter_mut().zip(&weights) {
                     total.add_products(kernel, *weights, activations, bits);
                 }
@@ -155,7 +128,7 @@ fn add_block<'k>(
 }
 
 /// The low or the high halves of all bytes.
-fn nibbles(packed: Val<'_>, part: i64) -> Val<'_> {
+fn nibbles(packed: Val<'_>, part: u32) -> Val<'_> {
     let lowered = if part == 0 { packed } else { packed.shift_right(4) };
     lowered.and_bits(0x0f0f_0f0f)
 }

@@ -27,7 +27,7 @@ use qwen2c_request::{Element, Quantization, WeightLayout, WeightType};
 use super::Kernel;
 use super::quantize_rows::QuantizedBuffer;
 use crate::builder::{Buffer, Compare, Scalar, Val};
-use crate::cpu::layout::PanelGeometry;
+use crate::cpu::layout::{CHUNK_GROUPS, ChunkGeometry, PanelGeometry};
 
 /// A product under construction.
 pub(super) struct PanelProduct<'k> {
@@ -73,7 +73,8 @@ impl<'k> PanelProduct<'k> {
         let sums = match (self.geometry.quantization, self.activations.element) {
             (Some(quantization), Element::I8 { group }) => {
                 let row = |row: &Val<'k>| QuantizedBuffer::new(self.activations, columns, group, *row);
-                self.integer_sums(kernel, rows.iter().map(row).collect(), panels, quantization)
+                let rows: Vec<QuantizedBuffer<'k>> = rows.iter().map(row).collect();
+                self.integer_sums(kernel, &rows, &panels, quantization)
             }
             (quantization, _) => {
                 let row = |row: &Val<'k>| self.activations.at(*row * k.int(columns));
@@ -141,37 +142,77 @@ impl<'k> PanelProduct<'k> {
         quantization: Quantization,
         zeros: &[Val<'k>],
     ) -> Vec<Val<'k>> {
-        let (k, lanes, columns) = (kernel.k, kernel.lanes, self.geometry.columns);
-        let (group, per_dword) = (u64::from(quantization.group), quantization.per_dword());
-        let dwords = k.int(group / u64::from(per_dword));
-        let scales = |index: Val<'k>| -> Vec<Val<'k>> {
-            let first = |panel: &Buffer<'k>| panel.at_bytes(k.int(self.geometry.data_bytes()));
-            panels
-                .iter()
-                .map(|panel| first(panel).seen_as(Element::F16).load(index * k.int(lanes), lanes))
-                .collect()
-        };
-        let step = |dword, inputs, scales: &[Val<'k>], sums: &[Val<'k>]| {
-            let inputs = Inputs { dword, inputs, quantization };
-            dword_step(kernel, rows, panels, &inputs, scales, sums)
-        };
-        let whole = columns / group;
-        let mut sums = k.for_each(k.int(0), k.int(whole), 1, zeros, |index, sums| {
-            let scales = scales(index);
-            let first = index * dwords;
-            k.for_each(first, first + dwords, 1, sums, |dword, sums| step(dword, per_dword, &scales, sums))
-        });
-        // A shorter last group, with a dword that may be partly empty.
-        let rest = (columns % group) as u32;
-        if rest > 0 {
-            let scales = scales(k.int(whole));
-            for index in 0..rest.div_ceil(per_dword) {
-                let dword = k.int(whole) * dwords + k.int(index);
-                sums = step(dword, per_dword.min(rest - index * per_dword), &scales, &sums);
+        let k = kernel.k;
+        let per_dword = quantization.per_dword();
+        self.for_each_group(kernel, panels, quantization, zeros, |group, sums| {
+            let rows: Vec<Buffer<'k>> =
+                rows.iter().map(|row| row.at(group.number * k.int(quantization.group))).collect();
+            let step = |dword: Val<'k>, inputs: u32, sums: &[Val<'k>]| {
+                let inputs = Inputs { dword, inputs, quantization };
+                dword_step(kernel, &rows, &group.dwords, &inputs, &group.scales, sums)
+            };
+            let whole = group.inputs / per_dword;
+            let mut sums =
+                k.for_each(k.int(0), k.int(whole), 1, sums, |dword, sums| step(dword, per_dword, sums));
+            // A dword that is partly empty.
+            if group.inputs % per_dword > 0 {
+                sums = step(k.int(whole), group.inputs % per_dword, &sums);
             }
-        }
-        sums
+            sums
+        })
     }
+
+    /// Carries `sums` through all groups of some panels in order.
+    pub(super) fn for_each_group(
+        &self,
+        kernel: &Kernel<'k, '_>,
+        panels: &[Buffer<'k>],
+        quantization: Quantization,
+        sums: &[Val<'k>],
+        add_group: impl Fn(&Group<'k>, &[Val<'k>]) -> Vec<Val<'k>>,
+    ) -> Vec<Val<'k>> {
+        let (k, columns) = (kernel.k, self.geometry.columns);
+        let chunks = ChunkGeometry { lanes: self.geometry.lanes, quantization };
+        let add_chunk = |chunk: Val<'k>, inputs: u64, sums: &[Val<'k>]| {
+            let start = chunk * k.int(chunks.bytes(chunks.inputs()));
+            let mut sums = sums.to_vec();
+            for (index, place) in (0_u64..).zip(chunks.groups(inputs)) {
+                let at = |bytes: u64| -> Vec<Buffer<'k>> {
+                    panels.iter().map(|panel| panel.at_bytes(start + k.int(bytes))).collect()
+                };
+                let scales = at(place.scales_at_bytes).into_iter();
+                let group = Group {
+                    number: chunk * k.int(CHUNK_GROUPS) + k.int(index),
+                    inputs: place.inputs,
+                    dwords: at(place.dwords_at_bytes),
+                    scales: scales
+                        .map(|scales| scales.seen_as(Element::F16).load(k.int(0), kernel.lanes))
+                        .collect(),
+                };
+                sums = add_group(&group, &sums);
+            }
+            sums
+        };
+        let whole = k.int(columns / chunks.inputs());
+        let sums =
+            k.for_each(k.int(0), whole, 1, sums, |chunk, sums| add_chunk(chunk, chunks.inputs(), sums));
+        match columns % chunks.inputs() {
+            0 => sums,
+            rest => add_chunk(whole, rest, &sums),
+        }
+    }
+}
+
+/// A group of inputs of some quantized panels.
+pub(super) struct Group<'k> {
+    /// Number in the row.
+    pub(super) number: Val<'k>,
+    /// Inputs that exist.
+    pub(super) inputs: u32,
+    /// Dwords of each panel, `[dwords, lanes]`.
+    pub(super) dwords: Vec<Buffer<'k>>,
+    /// Scales of each panel's rows.
+    pub(super) scales: Vec<Val<'k>>,
 }
 
 /// `sums[row][panel] + Σ x[row][input] · weights[input][panel]`, inputs in order.
