@@ -32,9 +32,9 @@ pub(crate) fn parse_quant(text: &str) -> Result<Option<Quantization>, Failure> {
             ));
         }
     };
-    let Some(group) = group else { return Ok(Some(Quantization { bits, group: DEFAULT_GROUP })) };
+    let Some(group) = group else { return Ok(Some(Quantization::signed(bits, DEFAULT_GROUP))) };
     match GROUPS.into_iter().find(|known| known.to_string() == group) {
-        Some(group) => Ok(Some(Quantization { bits, group })),
+        Some(group) => Ok(Some(Quantization::signed(bits, group))),
         None => Err(Failure::Usage(no_such_group(format, group))),
     }
 }
@@ -66,15 +66,15 @@ const MOST_PARAMETERS_OF_INT8: u64 = 2_000_000_000;
 /// What an unquantized model gets where `--quant` is left out.
 pub(crate) const fn default_quantization(parameters: u64) -> Quantization {
     let bits = if parameters <= MOST_PARAMETERS_OF_INT8 { 8 } else { 4 };
-    Quantization { bits, group: DEFAULT_GROUP }
+    Quantization::signed(bits, DEFAULT_GROUP)
 }
 
 /// The name in file names and manifests: `none`, `int4`, `int4:128`.
 pub(crate) fn quant_name(quantization: Option<Quantization>) -> String {
     match quantization {
         None => "none".to_owned(),
-        Some(Quantization { bits, group: DEFAULT_GROUP }) => format!("int{bits}"),
-        Some(Quantization { bits, group }) => format!("int{bits}:{group}"),
+        Some(Quantization { bits, group: DEFAULT_GROUP, .. }) => format!("int{bits}"),
+        Some(Quantization { bits, group, .. }) => format!("int{bits}:{group}"),
     }
 }
 
@@ -87,7 +87,7 @@ mod tests {
         for name in ["none", "int8", "int4", "int8:64", "int4:128"] {
             assert_eq!(quant_name(parse_quant(name).expect("a known name")), name);
         }
-        assert_eq!(parse_quant("int4:32").expect("a known name"), Some(Quantization { bits: 4, group: 32 }));
+        assert_eq!(parse_quant("int4:32").expect("a known name"), Some(Quantization::signed(4, 32)));
     }
 
     #[test]

@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     fn weight(tensor: &str, bits: Option<u32>) -> Weight {
-        let quantization = bits.map(|bits| Quantization { bits, group: 32 });
+        let quantization = bits.map(|bits| Quantization::signed(bits, 32));
         Weight {
             name: "w".to_owned(),
             ty: WeightType { dimensions: Vec::new(), element: Element::Bf16, quantization },

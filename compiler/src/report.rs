@@ -261,7 +261,7 @@ mod tests {
     }
 
     fn loss(class: &'static str, bits: u32, relative_error: f64) -> ClassLoss {
-        ClassLoss { class, quantization: Quantization { bits, group: 64 }, relative_error }
+        ClassLoss { class, quantization: Quantization::signed(bits, 64), relative_error }
     }
 
     #[test]

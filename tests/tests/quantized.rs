@@ -37,7 +37,7 @@ fn build(golden: &Golden, quant: &str, dtype: &str, target: &str) -> Program {
 #[track_caller]
 fn assert_agrees(golden: &Golden, (quant, bits, group): (&str, u32, u32), dtype: Element, target: &str) {
     let tokens = &golden.prompts[&LENGTH].tokens;
-    let expected = interpreted(golden, dtype, Quantization { bits, group });
+    let expected = interpreted(golden, dtype, Quantization::signed(bits, group));
     let program = build(golden, quant, dtype.name(), target);
     let tolerance = if dtype == Element::F32 { 1e-4 } else { 2e-2 };
     for rows in ["256", "1"] {

@@ -130,10 +130,15 @@ fn weight_is_sound(weight: &Weight) -> Result<(), String> {
     if !ty.element.is_float() {
         return Err("a weight is of a floating-point type".to_owned());
     }
-    if let Some(Quantization { bits, group }) = ty.quantization
-        && (ty.dimensions.len() < 2 || ![4, 8].contains(&bits) || !GROUP_SIZES.contains(&group))
+    if let Some(Quantization { bits, group, scale, .. }) = ty.quantization
+        && (ty.dimensions.len() < 2
+            || ![4, 8].contains(&bits)
+            || !GROUP_SIZES.contains(&group)
+            || !matches!(scale, Element::F16 | Element::F32))
     {
-        return Err("matrices alone are quantized, to 4 or 8 bits in groups of 32, 64 or 128".to_owned());
+        return Err("matrices alone are quantized, to 4 or 8 bits in groups of 16, 32, 64 or 128 with \
+                    scales in f16 or f32"
+            .to_owned());
     }
     let columns = ty.columns();
     if weight.source_columns == 0 || weight.source_columns > columns {

@@ -335,8 +335,8 @@ fn least_squares_scale<const LARGEST: i16>(weights: &[f32], first: f32) -> f32 {
 mod tests {
     use super::*;
 
-    const INT4: Quantization = Quantization { bits: 4, group: 32 };
-    const INT8: Quantization = Quantization { bits: 8, group: 32 };
+    const INT4: Quantization = Quantization::signed(4, 32);
+    const INT8: Quantization = Quantization::signed(8, 32);
 
     /// Sums of uniform numbers: nearly normal, reproducible.
     fn normal(count: usize, seed: u64) -> Vec<f32> {
@@ -379,7 +379,7 @@ mod tests {
 
     #[test]
     fn every_width_of_vectors_and_every_neighbourhood_gives_the_same_bits() {
-        for quantization in [INT4, INT8, Quantization { bits: 4, group: 64 }] {
+        for quantization in [INT4, INT8, Quantization::signed(4, 64)] {
             let group = quantization.group as usize;
             let weights = normal(group * 37 + 13, 5);
             let (mut integers, mut scales) = (vec![0; weights.len()], vec![0; 38]);

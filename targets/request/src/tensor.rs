@@ -28,7 +28,7 @@ pub enum Element {
 }
 
 /// Groups that [`Element::I8`] and [`Quantization`] may have.
-pub const GROUP_SIZES: [u32; 3] = [32, 64, 128];
+pub const GROUP_SIZES: [u32; 4] = [16, 32, 64, 128];
 
 impl Element {
     /// Bytes of one element; of an `I8` without its share of the scale.
@@ -55,6 +55,7 @@ impl Element {
             Self::Bf16 => "bf16",
             Self::F16 => "f16",
             Self::I32 => "i32",
+            Self::I8 { group: 16 } => "i8.16",
             Self::I8 { group: 32 } => "i8.32",
             Self::I8 { group: 64 } => "i8.64",
             Self::I8 { group: 128 } => "i8.128",
@@ -280,18 +281,30 @@ impl fmt::Display for TensorType {
     }
 }
 
-/// Group quantization: every `group` consecutive inputs of a row share a scale, rounded to f16, and each
-/// weight is a signed integer of `bits` times that scale. In memory the integers are biased by
-/// [`Quantization::bias`], so that they are never negative. The last group of a row may be shorter.
+/// Group quantization: every `group` consecutive inputs of a row share a scale, and each weight is an
+/// integer of `bits` times that scale, plus the group's minimum where there is one. The last group of a row
+/// may be shorter.
+///
+/// Without a minimum the integers are signed; in memory they are biased by [`Quantization::bias`], so that
+/// they are never negative.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Quantization {
     /// 8 or 4.
     pub bits: u32,
-    /// 32, 64 or 128.
+    /// One of [`GROUP_SIZES`].
     pub group: u32,
+    /// Type of scales and minima: f16, or f32 where a checkpoint's blocks have finer ones.
+    pub scale: Element,
+    /// Integers are unsigned, and every group has a minimum.
+    pub has_minimum: bool,
 }
 
 impl Quantization {
+    /// Signed integers with scales in f16: what the compiler makes of unquantized weights.
+    pub const fn signed(bits: u32, group: u32) -> Self {
+        Self { bits, group, scale: Element::F16, has_minimum: false }
+    }
+
     /// Integers in a dword.
     pub const fn per_dword(self) -> u32 {
         32 / self.bits
@@ -302,9 +315,9 @@ impl Quantization {
         (1 << (self.bits - 1)) - 1
     }
 
-    /// What is added to an integer in memory: 128 or 8.
+    /// What is added to an integer in memory: 128 or 8, or nothing where integers are unsigned.
     pub const fn bias(self) -> i32 {
-        1 << (self.bits - 1)
+        if self.has_minimum { 0 } else { 1 << (self.bits - 1) }
     }
 
     /// Bit of a dword at which the integer of its `input`-th input starts. Bytes hold consecutive inputs;
@@ -319,7 +332,11 @@ impl Quantization {
 
 impl fmt::Display for Quantization {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "int{}:{}", self.bits, self.group)
+        write!(formatter, "int{}:{}", self.bits, self.group)?;
+        if self.scale != Element::F16 {
+            write!(formatter, " with scales in {}", self.scale)?;
+        }
+        formatter.write_str(if self.has_minimum { " and minima" } else { "" })
     }
 }
 

@@ -4,9 +4,7 @@
 //! lanes, any input length works without a tail, and decode, prompt and the gather of a tied embedding
 //! read the same bytes.
 
-use qwen2c_request::{
-    CACHE_BLOCK_POSITIONS, CacheKind, CacheType, Element, Quantization, WeightLayout, WeightType,
-};
+use qwen2c_request::{CACHE_BLOCK_POSITIONS, CacheKind, CacheType, Quantization, WeightLayout, WeightType};
 
 /// Weights start and end at multiples of this, so that a whole vector may be loaded at the end of a row.
 const WEIGHT_ALIGNMENT_BYTES: u64 = 64;
@@ -96,8 +94,8 @@ impl PanelGeometry {
 pub(super) const CHUNK_GROUPS: u64 = 2;
 
 /// How a quantized panel lies in memory: chunk after chunk of two groups, each the dwords of both,
-/// `[dwords, lanes]` in the order of [`Quantization::first_bit`], and then their scales,
-/// `f16[groups, lanes]`. So a panel is one stream of memory from front to back. The last chunk may have
+/// `[dwords, lanes]` in the order of [`Quantization::first_bit`], then their scales, `[groups, lanes]`, then
+/// their minima, `[groups, lanes]`, where they have them. So a panel is one stream of memory from front to back. The last chunk may have
 /// one group, and its last group fewer inputs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ChunkGeometry {
@@ -114,6 +112,8 @@ pub(super) struct GroupPlace {
     pub(super) dwords_at_bytes: u64,
     /// Byte of the chunk at which its scales start.
     pub(super) scales_at_bytes: u64,
+    /// Byte of the chunk at which its minima start, where it has them.
+    pub(super) minima_at_bytes: Option<u64>,
     /// Inputs that exist.
     pub(super) inputs: u32,
 }
@@ -126,22 +126,34 @@ impl ChunkGeometry {
 
     /// Bytes of the chunks of a row of `inputs`.
     pub(super) fn bytes(self, inputs: u64) -> u64 {
-        let dwords = inputs.div_ceil(self.quantization.per_dword().into());
         let groups = inputs.div_ceil(self.quantization.group.into());
-        dwords * self.lanes * 4 + groups * self.lanes * Element::F16.bytes()
+        let scalings = if self.quantization.has_minimum { 2 } else { 1 };
+        self.dwords_bytes(inputs) + scalings * groups * self.scales_bytes()
+    }
+
+    /// Bytes of the dwords of `inputs`.
+    fn dwords_bytes(self, inputs: u64) -> u64 {
+        inputs.div_ceil(self.quantization.per_dword().into()) * self.lanes * 4
+    }
+
+    /// Bytes of the scales of one group.
+    fn scales_bytes(self) -> u64 {
+        self.lanes * self.quantization.scale.bytes()
     }
 
     /// The groups of a chunk that has `inputs`.
     pub(super) fn groups(self, inputs: u64) -> Vec<GroupPlace> {
         let group = u64::from(self.quantization.group);
-        let dwords_bytes =
-            |inputs: u64| inputs.div_ceil(self.quantization.per_dword().into()) * self.lanes * 4;
+        let groups = inputs.div_ceil(group);
+        let scales = self.dwords_bytes(inputs);
+        let minima = scales + groups * self.scales_bytes();
         let place = |index: u64| GroupPlace {
-            dwords_at_bytes: dwords_bytes(index * group),
-            scales_at_bytes: dwords_bytes(inputs) + index * self.lanes * Element::F16.bytes(),
+            dwords_at_bytes: self.dwords_bytes(index * group),
+            scales_at_bytes: scales + index * self.scales_bytes(),
+            minima_at_bytes: self.quantization.has_minimum.then(|| minima + index * self.scales_bytes()),
             inputs: group.min(inputs - index * group) as u32,
         };
-        (0..inputs.div_ceil(group)).map(place).collect()
+        (0..groups).map(place).collect()
     }
 }
 

@@ -304,7 +304,7 @@ mod tests {
     #[test]
     fn quantized_panels_hold_chunks_of_dwords_and_scales() {
         for (bits, pair, columns) in [(8, 4, 70), (4, 8, 70), (4, 8, 32), (4, 8, 1100), (8, 4, 135)] {
-            let quantization = Quantization { bits, group: 32 };
+            let quantization = Quantization::signed(bits, 32);
             let mut ty = weight(&[11, columns], Element::Bf16);
             ty.quantization = Some(quantization);
             let layout = WeightLayout::Panels { lanes: 8, pair, separate_halves: false };

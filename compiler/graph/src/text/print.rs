@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use qwen2c_request::{CacheKind, Dimension, Size, TensorType, WeightType};
+use qwen2c_request::{CacheKind, Dimension, Element, Quantization, Size, TensorType, WeightType};
 
 use super::attributes::{Attribute, attributes};
 use super::parts::print_parts;
@@ -159,7 +159,11 @@ pub(crate) fn tensor_type(ty: &TensorType) -> String {
 pub(crate) fn weight_type(ty: &WeightType) -> String {
     let text = tensor_type(&TensorType { dimensions: ty.dimensions.clone(), element: ty.element });
     match ty.quantization {
-        Some(quantization) => format!("{text} as int{}({})", quantization.bits, quantization.group),
+        Some(Quantization { bits, group, scale, has_minimum }) => {
+            let scale = if scale == Element::F16 { String::new() } else { format!(", {scale}") };
+            let minimum = if has_minimum { ", minimum" } else { "" };
+            format!("{text} as int{bits}({group}{scale}{minimum})")
+        }
         None => text,
     }
 }

@@ -153,8 +153,13 @@ fn parts() -> impl Strategy<Value = Vec<WeightPart>> {
 
 fn weight() -> impl Strategy<Value = Weight> {
     let dimension = (name(), any::<u64>()).prop_map(|(name, size)| Dimension::constant(name, size));
-    let quantization =
-        (prop_oneof![Just(4), Just(8)], any::<u32>()).prop_map(|(bits, group)| Quantization { bits, group });
+    let quantization = (prop_oneof![Just(4), Just(8)], any::<u32>(), any::<bool>(), any::<bool>()).prop_map(
+        |(bits, group, is_fine, has_minimum)| Quantization {
+            scale: if is_fine { Element::F32 } else { Element::F16 },
+            has_minimum,
+            ..Quantization::signed(bits, group)
+        },
+    );
     let ty = (vec(dimension, 0..4), element(), option::of(quantization))
         .prop_map(|(dimensions, element, quantization)| WeightType { dimensions, element, quantization });
     let table = (vec(real(), 0..4), real()).prop_map(|(inverse_frequencies, attention_factor)| {

@@ -5,7 +5,7 @@
 //! for column in 0..hidden: out[row, column] = weight[token[row], column]
 //! ```
 
-use qwen2c_request::{Element, Quantization, WeightLayout};
+use qwen2c_request::{Quantization, WeightLayout};
 
 use super::Kernel;
 use super::panel_product::widened;
@@ -63,13 +63,18 @@ fn gather_integers<'k>(
         for (index, place) in (0_u64..).zip(chunks.groups(inputs)) {
             let first = chunk * k.int(chunks.inputs()) + k.int(index * u64::from(quantization.group));
             let (out, dwords) = (out.at(first), start.at_bytes(k.int(place.dwords_at_bytes)));
-            let scales = start.at_bytes(k.int(place.scales_at_bytes)).seen_as(Element::F16);
-            let scale = scales.load(lane, 1);
+            let scaling = |bytes: u64| start.at_bytes(k.int(bytes)).seen_as(quantization.scale).load(lane, 1);
+            let (scale, minimum) = (scaling(place.scales_at_bytes), place.minima_at_bytes.map(scaling));
             let gather = |dword: Val<'k>, inputs: u32| {
                 let packed = dwords.load_as(Scalar::I32, dword * k.int(geometry.lanes) + lane, 1);
                 for input in 0..inputs {
                     let column = dword * k.int(per_dword) + k.int(input);
-                    out.store(column, widened(packed, &quantization, input) * scale);
+                    let integer = widened(packed, &quantization, input);
+                    let weight = match minimum {
+                        Some(minimum) => integer.multiply_add(scale, minimum),
+                        None => integer * scale,
+                    };
+                    out.store(column, weight);
                 }
             };
             let whole = k.int(place.inputs / per_dword);

@@ -7,6 +7,7 @@
 //!   for dword of 4 inputs:                 weights stream, one load for 4 (8 bits) or 8 (4 bits) inputs
 //!     total[row, panel] += Σ₄ a[row, input] · w[lanes, input]
 //!   sum[row, panel] += total · (scale of w[lanes] · scale of a[row])
+//!   where weights have minima:  bias is 0;  sum[row, panel] += minimum of w[lanes] · Σ a[row]
 //! ```
 //!
 //! With VNNI the innermost line is one instruction (`vpdpbusd`): 64 products. Without it, 4-bit weights
@@ -59,8 +60,13 @@ fn add_group<'k>(
     let (k, lanes) = (kernel.k, kernel.lanes);
     let (per_dword, panels) = (quantization.per_dword(), group.dwords.len());
     let starts = rows.iter().flat_map(|row| {
-        let negated_sum = row.negated_sums().load(group.number, 1).splat(lanes);
-        vec![negated_sum.shift_left(i64::from(quantization.bits) - 1); panels]
+        let start = if quantization.has_minimum {
+            k.int_vector(Scalar::I32, 0, lanes)
+        } else {
+            let negated_sum = row.negated_sums().load(group.number, 1).splat(lanes);
+            negated_sum.shift_left(i64::from(quantization.bits) - 1)
+        };
+        vec![start; panels]
     });
     let mut totals: Vec<Val<'k>> = starts.collect();
     let integers: Vec<Buffer<'k>> =
@@ -90,6 +96,15 @@ fn add_group<'k>(
         let scale = row.scales().load(group.number, 1).splat(lanes);
         for ((total, sum), weight_scale) in totals.iter().zip(sums).zip(&group.scales) {
             results.push(total.to_float().multiply_add(*weight_scale * scale, *sum));
+        }
+        if let Some(minima) = &group.minima {
+            // Σ a · minimum: the minimum times the sum of the row's integers and their scale.
+            let first = results.len() - panels;
+            let negated_sum = row.negated_sums().load(group.number, 1).to_float();
+            let negated = (negated_sum * row.scales().load(group.number, 1)).splat(lanes);
+            for (result, minimum) in results[first..].iter_mut().zip(minima) {
+                *result = *result - negated * *minimum;
+            }
         }
     }
     results

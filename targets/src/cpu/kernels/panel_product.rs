@@ -149,7 +149,7 @@ impl<'k> PanelProduct<'k> {
                 rows.iter().map(|row| row.at(group.number * k.int(quantization.group))).collect();
             let step = |dword: Val<'k>, inputs: u32, sums: &[Val<'k>]| {
                 let inputs = Inputs { dword, inputs, quantization };
-                dword_step(kernel, &rows, &group.dwords, &inputs, &group.scales, sums)
+                dword_step(kernel, &rows, group, &inputs, sums)
             };
             let whole = group.inputs / per_dword;
             let mut sums =
@@ -180,14 +180,16 @@ impl<'k> PanelProduct<'k> {
                 let at = |bytes: u64| -> Vec<Buffer<'k>> {
                     panels.iter().map(|panel| panel.at_bytes(start + k.int(bytes))).collect()
                 };
-                let scales = at(place.scales_at_bytes).into_iter();
+                let scalings = |bytes: u64| -> Vec<Val<'k>> {
+                    let buffers = at(bytes).into_iter().map(|buffer| buffer.seen_as(quantization.scale));
+                    buffers.map(|buffer| buffer.load(k.int(0), kernel.lanes)).collect()
+                };
                 let group = Group {
                     number: chunk * k.int(CHUNK_GROUPS) + k.int(index),
                     inputs: place.inputs,
                     dwords: at(place.dwords_at_bytes),
-                    scales: scales
-                        .map(|scales| scales.seen_as(Element::F16).load(k.int(0), kernel.lanes))
-                        .collect(),
+                    scales: scalings(place.scales_at_bytes),
+                    minima: place.minima_at_bytes.map(scalings),
                 };
                 sums = add_group(&group, &sums);
             }
@@ -213,6 +215,8 @@ pub(super) struct Group<'k> {
     pub(super) dwords: Vec<Buffer<'k>>,
     /// Scales of each panel's rows.
     pub(super) scales: Vec<Val<'k>>,
+    /// Minima of each panel's rows, where there are any.
+    pub(super) minima: Option<Vec<Val<'k>>>,
 }
 
 /// `sums[row][panel] + Σ x[row][input] · weights[input][panel]`, inputs in order.
@@ -263,15 +267,15 @@ struct Inputs<'k> {
 fn dword_step<'k>(
     kernel: &Kernel<'k, '_>,
     rows: &[Buffer<'k>],
-    panels: &[Buffer<'k>],
+    group: &Group<'k>,
     Inputs { dword, inputs, quantization }: &Inputs<'k>,
-    scales: &[Val<'k>],
     sums: &[Val<'k>],
 ) -> Vec<Val<'k>> {
     let (k, lanes) = (kernel.k, kernel.lanes);
     let per_dword = quantization.per_dword();
     let place = *dword * k.int(lanes);
-    let packed: Vec<Val<'k>> = panels.iter().map(|panel| panel.load_as(Scalar::I32, place, lanes)).collect();
+    let packed: Vec<Val<'k>> =
+        group.dwords.iter().map(|dwords| dwords.load_as(Scalar::I32, place, lanes)).collect();
     let mut sums = sums.to_vec();
     let first = *dword * k.int(per_dword);
     let activations = |row: &Buffer<'k>, input: u32| -> Vec<Val<'k>> {
@@ -286,9 +290,15 @@ fn dword_step<'k>(
         let count = 2.min(inputs - input);
         let weights: Vec<Vec<Val<'k>>> = (input..input + count)
             .map(|input| {
-                let widen =
-                    |(packed, scale): (&Val<'k>, &Val<'k>)| widened(*packed, quantization, input) * *scale;
-                packed.iter().zip(scales).map(widen).collect()
+                let integers = packed.iter().map(|packed| widened(*packed, quantization, input));
+                let scaled = integers.zip(&group.scales);
+                match &group.minima {
+                    None => scaled.map(|(integer, scale)| integer * *scale).collect(),
+                    Some(minima) => scaled
+                        .zip(minima)
+                        .map(|((integer, scale), minimum)| integer.multiply_add(*scale, *minimum))
+                        .collect(),
+                }
             })
             .collect();
         sums = accumulate(rows, &weights, &sums, |row| activations(row, input));
@@ -300,7 +310,8 @@ fn dword_step<'k>(
 pub(super) fn widened<'k>(packed: Val<'k>, quantization: &Quantization, input: u32) -> Val<'k> {
     let field = packed.field(quantization.first_bit(input), quantization.bits);
     let bias = field.builder().int_vector(Scalar::I32, quantization.bias().into(), field.ty.lanes);
-    (field - bias).to_float()
+    let integer = if quantization.has_minimum { field } else { field - bias };
+    integer.to_float()
 }
 
 /// The panels of a tile: one from each of several streams of memory.

@@ -149,7 +149,7 @@ fn experts_are_chosen_grouped_multiplied_and_combined() {
 #[test]
 fn products_of_quantized_experts() {
     let (experts, choices, hidden, width, count) = (5_u64, 2_u64, 40_u64, 12_u64, 7_u64);
-    let quantization = Quantization { bits: 4, group: 32 };
+    let quantization = Quantization::signed(4, 32);
     let (x, w) = (numbers(count * hidden, 23), numbers(experts * 2 * width * hidden, 24));
     let rounded = dequantized(quantization, &w, hidden);
     let chosen: Vec<f32> = (0..count * choices).map(|entry| (entry * 3 % experts) as f32).collect();

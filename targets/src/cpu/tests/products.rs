@@ -56,7 +56,7 @@ fn products_of_all_types_sizes_and_epilogues() {
 fn products_and_gathers_of_quantized_weights() {
     for target in targets() {
         for (bits, group) in [(8, 32), (4, 32), (4, 64), (8, 128), (4, 128)] {
-            let quantization = Quantization { bits, group };
+            let quantization = Quantization::signed(bits, group);
             for (element, inputs, outputs, count, max_rows) in [
                 (Element::Bf16, 128_u64, 64_u64, 1_u64, 1_u64),
                 (Element::Bf16, 101, 107, 1, 1),
@@ -108,7 +108,7 @@ fn extremes(count: u64) -> Vec<f32> {
 fn products_of_integers() {
     for target in targets() {
         for (bits, group) in [(8, 32), (4, 32), (4, 64), (8, 128), (4, 128)] {
-            let quantization = Quantization { bits, group };
+            let quantization = Quantization::signed(bits, group);
             for (inputs, outputs, count, max_rows) in [
                 (128_u64, 64_u64, 1_u64, 1_u64),
                 (101, 107, 1, 1),

@@ -31,7 +31,7 @@ impl Parser<'_> {
         Ok(())
     }
 
-    /// `int8(32)` or `int4(128)`
+    /// `int8(32)`, `int4(128)` or `int4(32, f32, minimum)`
     fn quantization(&mut self) -> Result<Quantization, Fault> {
         let (word, place) = self.word("a quantization")?;
         let bits = match word {
@@ -40,9 +40,16 @@ impl Parser<'_> {
             _ => return Err((format!("expected `int8(…)` or `int4(…)`, found `{word}`"), place)),
         };
         self.symbol('(')?;
-        let group = self.number("a group size")?;
+        let mut quantization = Quantization::signed(bits, self.number("a group size")?);
+        while self.accept(Token::Symbol(','))? {
+            if self.accept(Token::Word("minimum"))? {
+                quantization.has_minimum = true;
+            } else {
+                quantization.scale = self.element()?;
+            }
+        }
         self.symbol(')')?;
-        Ok(Quantization { bits, group })
+        Ok(quantization)
     }
 
     fn weight_source(&mut self) -> Result<WeightSource, Fault> {
