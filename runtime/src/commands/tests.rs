@@ -259,6 +259,9 @@ fn bench_measures_what_was_asked() {
 fn profile_counts_every_kernel() {
     let report = run(&["profile", "-p", "10", "-n", "2", "--json"], b"").json();
     assert!(report["peak"]["read_bytes_per_s"].as_f64().is_some_and(|peak| peak > 0.0));
+    assert_eq!(report["workload"]["prompt"], 10);
+    assert_eq!(report["steps"], 4);
+    assert_eq!(report["peak_samples"].as_array().map(Vec::len), Some(1));
     let kernels = report["kernels"].as_array().expect("an array");
     let of = |name: &str| kernels.iter().find(|kernel| kernel["name"] == name).expect("was called");
     // Two chunks of the prompt and two tokens, both at the beginning of the context: 100 bytes for each
