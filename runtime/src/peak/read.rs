@@ -72,4 +72,3 @@ fn prefetch(address: *const u64) {
 
 #[cfg(not(target_arch = "x86_64"))]
 fn prefetch(_address: *const u64) {}
-

@@ -122,8 +122,10 @@ impl Comparison {
         let entrants = described.into_iter().enumerate();
         let entrants: Vec<Measured> =
             entrants.map(|(entrant, description)| measured(&workload, description, turns, entrant)).collect();
-        let kernels =
-            workload.phases().flat_map(|phase| kernel_rows(&workload, phase, turns, entrants.len())).collect();
+        let kernels = workload
+            .phases()
+            .flat_map(|phase| kernel_rows(&workload, phase, turns, entrants.len()))
+            .collect();
         Self { machine, workload, peak: PeakSpread::of(turns), entrants, kernels }
     }
 
@@ -168,12 +170,7 @@ fn phase_of(turns: &[Vec<Turn>], entrant: usize, phase: Phase) -> impl Iterator<
         .filter_map(move |turn| turn.get(entrant)?.phases.iter().find(|measured| measured.phase == phase))
 }
 
-fn measured(
-    workload: &Workload,
-    description: Description,
-    turns: &[Vec<Turn>],
-    entrant: usize,
-) -> Measured {
+fn measured(workload: &Workload, description: Description, turns: &[Vec<Turn>], entrant: usize) -> Measured {
     let threads = turns.first().and_then(|turn| turn.get(entrant)).map_or(0, |turn| turn.threads);
     let results = workload.phases().filter_map(|phase| test_result(workload, phase, turns, entrant));
     Measured { description, threads, results: results.collect() }
@@ -244,12 +241,15 @@ fn kernel_figures(
     let all: Vec<&KernelTotals> =
         kernels_of(turns, entrant, phase).filter(|kernel| kernel.name == name).collect();
     let first = all.first()?;
+    let us = Spread::of(all.iter().map(|kernel| kernel.us / pieces))?;
+    // What the peak around each measurement would have taken.
+    let peak_us = Spread::of(all.iter().map(|kernel| kernel.share_of_peak * kernel.us / pieces))?;
     Some(KernelFigures {
         calls: first.calls as f64 / pieces,
-        us: Spread::of(all.iter().map(|kernel| kernel.us / pieces))?,
+        us,
         bytes: first.bytes as f64 / pieces,
         operations: first.operations as f64 / pieces,
-        share_of_peak: Spread::of(all.iter().map(|kernel| kernel.share_of_peak))?.median,
+        share_of_peak: peak_us.median / us.median.max(f64::MIN_POSITIVE),
     })
 }
 

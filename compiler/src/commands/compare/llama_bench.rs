@@ -66,7 +66,13 @@ impl LlamaBench {
                 .into());
         }
         let quant = quantization_in_name(model);
-        Ok(Self { program: program.to_path_buf(), executable, model: model.to_path_buf(), quant, model_bytes })
+        Ok(Self {
+            program: program.to_path_buf(),
+            executable,
+            model: model.to_path_buf(),
+            quant,
+            model_bytes,
+        })
     }
 
     /// Measures every test once.
@@ -104,9 +110,8 @@ impl LlamaBench {
 /// Splits behind the first path that exists, because both may contain colons; else at the last colon.
 fn split(argument: &str) -> Option<(&Path, &Path)> {
     let halves = |(at, _): (usize, &str)| (Path::new(&argument[..at]), Path::new(&argument[at + 1..]));
-    let is_whole = |(program, model): &(&Path, &Path)| {
-        !program.as_os_str().is_empty() && !model.as_os_str().is_empty()
-    };
+    let is_whole =
+        |(program, model): &(&Path, &Path)| !program.as_os_str().is_empty() && !model.as_os_str().is_empty();
     let mut all: Vec<(&Path, &Path)> = argument.match_indices(':').map(halves).filter(is_whole).collect();
     let last = all.pop();
     all.into_iter().find(|(program, _)| program.is_file()).or(last)

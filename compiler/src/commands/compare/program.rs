@@ -87,8 +87,7 @@ impl EmittedProgram {
         for phase in workload.phases() {
             let flags = workload.flags(phase);
             let bench: Bench = errand("bench --json").run(&mut ask(&["bench", "-r", "1"], &flags))?;
-            let profile: Profile =
-                errand("profile --json").run(&mut ask(&["profile", "--peak"], &flags))?;
+            let profile: Profile = errand("profile --json").run(&mut ask(&["profile", "--peak"], &flags))?;
             let tokens_per_s = bench.results.first().map_or(0.0, |result| result.tokens_per_s);
             turn.threads = bench.threads;
             turn.phases.push(PhaseMeasurement { phase, tokens_per_s, profile: Some(profile) });

@@ -119,5 +119,9 @@ pub(super) fn percent(share: f64) -> String {
 
 /// Microseconds: three digits or more.
 pub(super) fn microseconds(duration_us: f64) -> String {
-    if duration_us >= 100.0 { units::grouped(duration_us.round() as u64) } else { format!("{duration_us:.1}") }
+    if duration_us >= 100.0 {
+        units::grouped(duration_us.round() as u64)
+    } else {
+        format!("{duration_us:.1}")
+    }
 }

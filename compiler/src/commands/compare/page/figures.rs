@@ -125,8 +125,7 @@ fn kernels(comparison: &Comparison, phase: Phase) -> String {
             ]);
         }
     }
-    let words =
-        ["kernel", "program", "calls", "µs", "min–max", "ratio", "GB/s", "GFLOP/s", "of peak"];
+    let words = ["kernel", "program", "calls", "µs", "min–max", "ratio", "GB/s", "GFLOP/s", "of peak"];
     format!(
         "<details><summary>Kernels per {}, {}</summary>\n{}</details>\n",
         phase.unit(),

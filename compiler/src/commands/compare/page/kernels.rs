@@ -12,7 +12,7 @@ const WIDTH: f64 = 560.0;
 const RIGHT: f64 = 128.0;
 const TOP: f64 = 8.0;
 /// Height of a kernel's name.
-const NAME_HEIGHT: f64 = 21.0;
+const NAME_HEIGHT: f64 = 22.0;
 const BAR_PITCH: f64 = 17.0;
 const BAR_HEIGHT: f64 = 13.0;
 /// Room between two kernels.
@@ -32,9 +32,8 @@ pub(super) fn draw(comparison: &Comparison, phase: Phase) -> Option<String> {
     // A prompt's kernels take thousands of microseconds.
     let (unit_us, unit) = if longest >= 10_000.0 { (1000.0, "ms") } else { (1.0, "µs") };
     let scale = |us: f64| us / longest.max(f64::MIN_POSITIVE) * (WIDTH - RIGHT);
-    let height_of = |row: &KernelRow| {
-        NAME_HEIGHT + BAR_PITCH * row.entrants.iter().flatten().count() as f64 + GAP
-    };
+    let height_of =
+        |row: &KernelRow| NAME_HEIGHT + BAR_PITCH * row.entrants.iter().flatten().count() as f64 + GAP;
     let bottom = TOP + rows.iter().map(|row| height_of(row)).sum::<f64>();
     let mut svg = Svg::new(WIDTH);
     for tick in linear_ticks(longest / unit_us, 5) {
@@ -47,7 +46,7 @@ pub(super) fn draw(comparison: &Comparison, phase: Phase) -> Option<String> {
     svg.text("axis", ((WIDTH - RIGHT) / 2.0, bottom + 36.0), Anchor::Middle, &axis);
     let mut top = TOP;
     for row in rows {
-        svg.text("name", (0.0, top + 15.0), Anchor::Start, short_name(&row.name));
+        svg.text("name", (0.0, top + 16.0), Anchor::Start, short_name(&row.name));
         let mut bar_top = top + NAME_HEIGHT;
         for (entrant, figures) in comparison.entrants.iter().zip(&row.entrants) {
             let Some(figures) = figures else { continue };
@@ -64,7 +63,9 @@ pub(super) fn draw(comparison: &Comparison, phase: Phase) -> Option<String> {
         }
         top += height_of(row);
     }
-    Some(svg.finish(bottom + BOTTOM, &format!("time in each kernel, {}", comparison.workload.sentence(phase))))
+    Some(
+        svg.finish(bottom + BOTTOM, &format!("time in each kernel, {}", comparison.workload.sentence(phase))),
+    )
 }
 
 /// A time with about three digits.

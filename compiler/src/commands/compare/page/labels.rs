@@ -28,6 +28,17 @@ impl Area {
     }
 }
 
+/// Where a name stands.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    /// Its position.
+    pub(super) at: (f64, f64),
+    /// Which end of it stands there.
+    pub(super) anchor: Anchor,
+    /// It wants a line to its point.
+    pub(super) is_far: bool,
+}
+
 /// What is taken already.
 pub(super) struct Labels {
     frame: Area,
@@ -51,22 +62,9 @@ impl Labels {
         self.taken.push(Area::of_text(at, anchor, text));
     }
 
-    /// A place for the name of a point, which is taken from now on.
-    pub(super) fn beside(&mut self, center: (f64, f64), radius: f64, text: &str) -> Option<((f64, f64), Anchor)> {
-        let (x, y) = center;
-        let away = radius + DISTANCE;
-        let diagonal = away * 0.75;
-        let candidates = [
-            ((x + away, y + 4.0), Anchor::Start),
-            ((x - away, y + 4.0), Anchor::End),
-            ((x + diagonal, y - diagonal), Anchor::Start),
-            ((x + diagonal, y + diagonal + 8.0), Anchor::Start),
-            ((x - diagonal, y - diagonal), Anchor::End),
-            ((x - diagonal, y + diagonal + 8.0), Anchor::End),
-            ((x, y - away), Anchor::Middle),
-            ((x, y + away + 9.0), Anchor::Middle),
-        ];
-        let is_free = |&(at, anchor): &((f64, f64), Anchor)| {
+    /// A place for the name of a point, which is taken from now on: beside it, or a little further away.
+    pub(super) fn beside(&mut self, center: (f64, f64), radius: f64, text: &str) -> Option<Place> {
+        let is_free = |&Place { at, anchor, .. }: &Place| {
             let area = Area::of_text(at, anchor, text);
             let Area(left, top, right, bottom) = self.frame;
             area.0 >= left
@@ -75,10 +73,29 @@ impl Labels {
                 && area.3 <= bottom
                 && !self.taken.iter().any(|&taken| area.overlaps(taken))
         };
-        let found = candidates.into_iter().find(is_free)?;
-        self.block_text(found.0, found.1, text);
+        let steps = [0.0, 14.0, 28.0, 42.0];
+        let found = steps.into_iter().flat_map(|step| around(center, radius, step)).find(is_free)?;
+        self.block_text(found.at, found.anchor, text);
         Some(found)
     }
+}
+
+/// The places around a point at some distance from its rim, the best first.
+fn around(center: (f64, f64), radius: f64, step: f64) -> [Place; 8] {
+    let (x, y) = center;
+    let away = radius + DISTANCE + step;
+    let diagonal = away * 0.75;
+    let place = |at: (f64, f64), anchor| Place { at, anchor, is_far: step > 0.0 };
+    [
+        place((x + away, y + 4.0), Anchor::Start),
+        place((x - away, y + 4.0), Anchor::End),
+        place((x + diagonal, y - diagonal), Anchor::Start),
+        place((x + diagonal, y + diagonal + 8.0), Anchor::Start),
+        place((x - diagonal, y - diagonal), Anchor::End),
+        place((x - diagonal, y + diagonal + 8.0), Anchor::End),
+        place((x, y - away), Anchor::Middle),
+        place((x, y + away + 9.0), Anchor::Middle),
+    ]
 }
 
 #[cfg(test)]
@@ -88,12 +105,16 @@ mod tests {
     #[test]
     fn a_name_goes_where_nothing_is_and_stays_in_the_frame() {
         let mut labels = Labels::within((0.0, 0.0), (200.0, 100.0));
-        let first = labels.beside((50.0, 50.0), 5.0, "matmul").map(|(at, _)| at);
+        let first = labels.beside((50.0, 50.0), 5.0, "matmul").map(|place| place.at);
         assert_eq!(first, Some((59.0, 54.0)), "to the right");
-        let second = labels.beside((50.0, 50.0), 5.0, "matmul").map(|(at, _)| at);
+        let second = labels.beside((50.0, 50.0), 5.0, "matmul").map(|place| place.at);
         assert_eq!(second, Some((41.0, 54.0)), "the right is taken");
-        let at_the_edge = labels.beside((195.0, 80.0), 5.0, "matmul").map(|(at, _)| at);
+        let at_the_edge = labels.beside((195.0, 80.0), 5.0, "matmul").map(|place| place.at);
         assert_eq!(at_the_edge, Some((186.0, 84.0)), "the right is outside");
         assert!(labels.beside((100.0, 20.0), 5.0, &"long".repeat(20)).is_none());
+        let mut crowd = Labels::within((0.0, 0.0), (200.0, 100.0));
+        crowd.block((50.0, 50.0), 20.0);
+        let place = crowd.beside((50.0, 50.0), 5.0, "matmul").expect("there is room further away");
+        assert!(place.is_far && place.at == (73.0, 54.0));
     }
 }

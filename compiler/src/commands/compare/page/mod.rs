@@ -45,7 +45,8 @@ pub(super) fn page(comparison: &Comparison) -> String {
 
 const ROOFLINE_TEXT: &str = "Each mark is a kernel of a program; its area is its share of the time. \
     The slope is what memory allows, the ceilings what the multipliers allow, each as wide as its samples spread. \
-    The distance from a mark up to the roof is what is left to win.";
+    The distance from a mark up to the roof is what is left to win. \
+    Kernels that take less than a thousandth of the time are left out.";
 
 const KERNEL_TEXT: &str = "Behind each bar: the share of the machine's peak, measured before and after. \
     Kernels that take less than a hundredth of the longest one's time are in the tables below.";
@@ -91,7 +92,7 @@ fn card(comparison: &Comparison, phase: Phase) -> String {
         .max_by(|one, other| one.0.total_cmp(&other.0))
         .map_or_else(String::new, |(share, of)| format!(", {:.0} % {of}", 100.0 * share));
     format!(
-        "<div class=\"card\"><p class=\"test\">{}</p><p class=\"number\">{} <small>tokens/s</small></p>\
+        "<div class=\"card\"><p class=\"test\">Fastest: {}</p><p class=\"number\">{} <small>tokens/s</small></p>\
          <p><span class=\"key {}\"></span>{}{}</p></div>\n",
         escape(&comparison.workload.sentence(phase)),
         crate::units::tokens_per_s(result.tokens_per_s.median),

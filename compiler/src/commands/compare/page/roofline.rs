@@ -21,7 +21,9 @@ const BOTTOM: f64 = 446.0;
 /// Radius of a kernel that takes all the time of its phase.
 const LARGEST_RADIUS: f64 = 17.0;
 const SMALLEST_RADIUS: f64 = 2.5;
-/// Kernels below this share of their phase's time have no name in the plot.
+/// Kernels below this share of their phase's time are not in the plot.
+const SMALLEST_SHARE: f64 = 0.001;
+/// Kernels below this share have no name in the plot.
 const SMALLEST_NAMED_SHARE: f64 = 0.03;
 
 /// A kernel of an entrant as a point.
@@ -41,18 +43,12 @@ pub(super) fn draw(comparison: &Comparison) -> Option<String> {
     let rates = || points.iter().map(|point| point.figures.operations_per_s() / 1e9);
     let (matrix, _) = peak.matrix_operations_per_s();
     let highest = peak.int8_operations_per_s.map_or(matrix.max, |rate| rate.max.max(matrix.max)) / 1e9;
-    let x = Logarithmic::around(
-        intensities().fold(f64::INFINITY, f64::min).clamp(1e-2, 1.0),
-        intensities().fold(10.0, f64::max).max(4.0 * highest * 1e9 / peak.read_bytes_per_s.median),
-        LEFT,
-        RIGHT,
-    );
-    let y = Logarithmic::around(
-        rates().fold(f64::INFINITY, f64::min).clamp(1e-2, 1.0),
-        rates().fold(highest, f64::max),
-        BOTTOM,
-        TOP,
-    );
+    // Both corners of the roof are seen, and every point.
+    let corner = highest * 1e9 / peak.read_bytes_per_s.median;
+    let smallest = intensities().fold(1.0, f64::min);
+    let x = Logarithmic::around(smallest, intensities().fold(4.0 * corner, f64::max), LEFT, RIGHT);
+    let slowest = (smallest * peak.read_bytes_per_s.median / 1e9).min(rates().fold(1.0, f64::min));
+    let y = Logarithmic::around(slowest, rates().fold(highest, f64::max), BOTTOM, TOP);
     let mut svg = Svg::new(WIDTH);
     axes(&mut svg, x, y);
     let mut labels = Labels::within((LEFT, TOP), (RIGHT, BOTTOM));
@@ -66,24 +62,30 @@ pub(super) fn draw(comparison: &Comparison) -> Option<String> {
     }
     for point in named(&points) {
         let name = short_name(&point.row.name);
-        if let Some((at, anchor)) = labels.beside(place(point), radius(point), name) {
-            svg.text("label", at, anchor, name);
+        let center = place(point);
+        if let Some(label) = labels.beside(center, radius(point), name) {
+            if label.is_far {
+                svg.line("leader", center, (label.at.0, label.at.1 - 4.0));
+            }
+            svg.text("label", label.at, label.anchor, name);
         }
     }
     Some(svg.finish(HEIGHT, "roofline: operations per second of each kernel over operations per byte"))
 }
 
-/// Every kernel that computes at all, the largest shares first, so that small points lie on top.
+/// Every kernel that computes and takes a noticeable time, the largest shares first, so that small
+/// points lie on top.
 fn points(comparison: &Comparison) -> Vec<Point<'_>> {
     let mut points = Vec::new();
     for phase in comparison.workload.phases() {
         for entrant in 0..comparison.entrants.len() {
-            let of_entrant = |row: &'_ KernelRow| row.entrants[entrant].as_ref().map(|figures| figures.us.median);
-            let all_us: f64 = comparison.kernels(phase).filter_map(of_entrant).sum();
+            let us = |row: &KernelRow| row.entrants[entrant].as_ref().map(|figures| figures.us.median);
+            let all_us: f64 = comparison.kernels(phase).filter_map(us).sum();
             points.extend(comparison.kernels(phase).filter_map(|row| {
                 let figures = row.entrants[entrant].as_ref().filter(|figures| figures.operations > 0.0)?;
                 let share_of_time = figures.us.median / all_us.max(f64::MIN_POSITIVE);
-                Some(Point { row, figures, entrant, share_of_time })
+                let point = Point { row, figures, entrant, share_of_time };
+                (share_of_time >= SMALLEST_SHARE).then_some(point)
             }));
         }
     }
@@ -94,7 +96,8 @@ fn points(comparison: &Comparison) -> Vec<Point<'_>> {
 /// One point of each kernel that takes a noticeable time: the first in the order of shares.
 fn named<'p, 'a>(points: &'p [Point<'a>]) -> impl Iterator<Item = &'p Point<'a>> {
     points.iter().enumerate().filter_map(move |(index, point)| {
-        let is_same = |other: &Point<'_>| (other.row.phase, &other.row.name) == (point.row.phase, &point.row.name);
+        let is_same =
+            |other: &Point<'_>| (other.row.phase, &other.row.name) == (point.row.phase, &point.row.name);
         let is_first = !points[..index].iter().any(is_same);
         (is_first && point.share_of_time >= SMALLEST_NAMED_SHARE).then_some(point)
     })
@@ -126,28 +129,21 @@ fn draw_point(svg: &mut Svg, comparison: &Comparison, point: &Point<'_>, at: (f6
 }
 
 fn axes(svg: &mut Svg, x: Logarithmic, y: Logarithmic) {
-    for decade in x.decades() {
-        for digit in 1..10 {
-            let value = decade * f64::from(digit);
-            if value <= x.largest() {
-                let class = if digit == 1 { "grid" } else { "fine" };
-                svg.line(class, (x.place(value), TOP), (x.place(value), BOTTOM));
-            }
+    let class = |is_power: bool| if is_power { "grid" } else { "fine" };
+    for (value, is_power) in x.ticks() {
+        svg.line(class(is_power), (x.place(value), TOP), (x.place(value), BOTTOM));
+        if is_power {
+            svg.text("axis", (x.place(value), BOTTOM + 17.0), Anchor::Middle, &tick_label(value));
         }
-        svg.text("axis", (x.place(decade), BOTTOM + 18.0), Anchor::Middle, &tick_label(decade));
     }
-    for decade in y.decades() {
-        for digit in 1..10 {
-            let value = decade * f64::from(digit);
-            if value <= y.largest() {
-                let class = if digit == 1 { "grid" } else { "fine" };
-                svg.line(class, (LEFT, y.place(value)), (RIGHT, y.place(value)));
-            }
+    for (value, is_power) in y.ticks() {
+        svg.line(class(is_power), (LEFT, y.place(value)), (RIGHT, y.place(value)));
+        if is_power {
+            svg.text("axis", (LEFT - 7.0, y.place(value) + 4.0), Anchor::End, &tick_label(value));
         }
-        svg.text("axis", (LEFT - 7.0, y.place(decade) + 4.0), Anchor::End, &tick_label(decade));
     }
     let middle = f64::midpoint(LEFT, RIGHT);
-    svg.text("axis", (middle, BOTTOM + 42.0), Anchor::Middle, "operations per byte moved");
+    svg.text("axis", (middle, BOTTOM + 40.0), Anchor::Middle, "operations per byte moved");
     svg.turned_text("axis", (14.0, f64::midpoint(TOP, BOTTOM)), Anchor::Middle, -90.0, "GFLOP/s");
 }
 
@@ -166,20 +162,23 @@ fn roofs(svg: &mut Svg, labels: &mut Labels, peak: &PeakSpread, x: Logarithmic, 
     let on_slope = |intensity: f64, bandwidth: f64| {
         (x.place(intensity), y.place((intensity * bandwidth / 1e9).min(y.largest())))
     };
-    let band = [
-        on_slope(from, read.min),
-        on_slope(from, read.max),
-        on_slope(to, read.max),
-        on_slope(to, read.min),
-    ];
+    let band =
+        [on_slope(from, read.min), on_slope(from, read.max), on_slope(to, read.max), on_slope(to, read.min)];
     svg.polygon("band", &band);
     svg.line("roof", on_slope(from, read.median), on_slope(to, read.median));
     let (start, end) = (on_slope(from, read.median), on_slope(to, read.median));
     let degrees = (end.1 - start.1).atan2(end.0 - start.0).to_degrees();
-    // Near the upper end, where few kernels lie.
-    let at = (start.0 + 0.62 * (end.0 - start.0), start.1 + 0.62 * (end.1 - start.1));
+    // Points beside the slope keep their names off it.
+    for part in 0..100 {
+        let along = f64::from(part) / 100.0;
+        labels.block((start.0 + along * (end.0 - start.0), start.1 + along * (end.1 - start.1)), 3.0);
+    }
+    // Above the roof there is room: nothing can lie there.
+    let at = (start.0 + 0.3 * (end.0 - start.0), start.1 + 0.3 * (end.1 - start.1));
+    let (rise, run) = degrees.to_radians().sin_cos();
     let text = format!("read {:.1} GB/s", read.median / 1e9);
-    svg.turned_text("roof-name", (at.0 - 5.0, at.1 - 7.0), Anchor::Middle, degrees, &text);
+    svg.turned_text("roof-name", (at.0 + 9.0 * rise, at.1 - 9.0 * run), Anchor::Middle, degrees, &text);
+    let mut right = RIGHT - 4.0;
     for (element, rate) in ceilings {
         let Some(Spread { median, min, max }) = rate else { continue };
         let left = x.place(median / read.median);
@@ -188,7 +187,9 @@ fn roofs(svg: &mut Svg, labels: &mut Labels, peak: &PeakSpread, x: Logarithmic, 
         let height = y.place(median / 1e9);
         svg.line("roof", (left, height), (RIGHT, height));
         let text = format!("{element} {} GFLOP/s", tick_label((median / 1e9).round()));
-        svg.text("roof-name", (RIGHT - 4.0, height - 5.0), Anchor::End, &text);
-        labels.block_text((RIGHT - 4.0, height - 5.0), Anchor::End, &text);
+        svg.text("roof-name", (right, height - 5.0), Anchor::End, &text);
+        labels.block_text((right, height - 5.0), Anchor::End, &text);
+        // Ceilings may lie close to each other: their names stand side by side.
+        right -= 112.0;
     }
 }

@@ -22,10 +22,12 @@ pub(super) struct Logarithmic {
 }
 
 impl Logarithmic {
-    /// Whole decades around `smallest` and `largest`, drawn from `first` to `last`.
+    /// From a little below `smallest` to a little above `largest`, drawn from `first` to `last`.
     pub(super) fn around(smallest: f64, largest: f64, first: f64, last: f64) -> Self {
-        let from = smallest.max(f64::MIN_POSITIVE).log10().floor();
-        let to = largest.max(f64::MIN_POSITIVE).log10().ceil().max(from + 1.0);
+        /// Decades at either end.
+        const MARGIN: f64 = 0.12;
+        let from = smallest.max(f64::MIN_POSITIVE).log10() - MARGIN;
+        let to = largest.max(f64::MIN_POSITIVE).log10().max(from + 1.0) + MARGIN;
         Self { from, to, first, last }
     }
 
@@ -35,9 +37,13 @@ impl Logarithmic {
         self.first + (decade - self.from) / (self.to - self.from) * (self.last - self.first)
     }
 
-    /// The powers of ten on the axis.
-    pub(super) fn decades(&self) -> impl Iterator<Item = f64> {
-        (self.from as i32..=self.to as i32).map(|power| 10_f64.powi(power))
+    /// Multiples of powers of ten on the axis, and whether each is a power itself.
+    pub(super) fn ticks(&self) -> Vec<(f64, bool)> {
+        let powers = self.from.floor() as i32..=self.to.ceil() as i32;
+        let all = powers.flat_map(|power| (1..10).map(move |digit| (power, digit)));
+        all.map(|(power, digit)| (10_f64.powi(power) * f64::from(digit), digit == 1))
+            .filter(|(value, _)| (self.from..=self.to).contains(&value.log10()))
+            .collect()
     }
 
     /// The smallest value on the axis.
@@ -79,7 +85,12 @@ mod tests {
     #[test]
     fn decades_lie_evenly_and_nothing_leaves_the_axis() {
         let axis = Logarithmic::around(0.3, 40.0, 0.0, 300.0);
-        assert_eq!(axis.decades().collect::<Vec<_>>(), [0.1, 1.0, 10.0, 100.0]);
-        assert_eq!([0.0, 0.1, 1.0, 100.0, 1e9].map(|value| axis.place(value).round()), [0.0, 0.0, 100.0, 300.0, 300.0]);
+        let powers: Vec<f64> = axis.ticks().into_iter().filter(|tick| tick.1).map(|tick| tick.0).collect();
+        assert_eq!(powers, [1.0, 10.0]);
+        assert_eq!(axis.ticks().len(), 21, "0.3 to 0.9, 1 to 9, 10 to 50");
+        let [one, ten] = [1.0, 10.0].map(|value| axis.place(value));
+        assert!(one < ten);
+        assert!((axis.place(10_f64.sqrt()) - f64::midpoint(one, ten)).abs() < 1e-9);
+        assert_eq!([0.0, 1e9].map(|value| axis.place(value)), [0.0, 300.0]);
     }
 }

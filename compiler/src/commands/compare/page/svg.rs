@@ -39,7 +39,8 @@ impl Svg {
 
     /// A filled polygon.
     pub(super) fn polygon(&mut self, class: &str, points: &[(f64, f64)]) {
-        let points: Vec<String> = points.iter().map(|(x, y)| format!("{},{}", number(*x), number(*y))).collect();
+        let points: Vec<String> =
+            points.iter().map(|(x, y)| format!("{},{}", number(*x), number(*y))).collect();
         let _ = writeln!(self.body, r#"<polygon class="{class}" points="{}"/>"#, points.join(" "));
     }
 
