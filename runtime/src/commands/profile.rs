@@ -7,7 +7,7 @@ use qwen2c_format::StepLists;
 use serde::Serialize;
 
 use super::bench::{Workload, sample_ids};
-use super::{OpenProgram, placement, print_json, start_session};
+use super::{OpenProgram, placement, print_json, start_session, startup};
 use crate::Program;
 use crate::arguments::Arguments;
 use crate::console::{Console, Failure};
@@ -53,6 +53,9 @@ pub(super) fn profile(
     open: OpenProgram<'_>,
     console: &mut Console<'_>,
 ) -> Result<(), Failure> {
+    if arguments.has("--startup") {
+        return startup::startup(arguments, open, console);
+    }
     let program = open()?;
     let context = program.manifest().context as usize;
     let workload = Workload::new(arguments, context, DEFAULT_PROMPT, DEFAULT_GENERATE)?;
