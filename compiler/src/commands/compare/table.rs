@@ -9,6 +9,7 @@ use crate::units;
 pub(super) fn lines(comparison: &Comparison) -> Vec<String> {
     let mut lines = vec![heading(comparison)];
     lines.extend(peak(comparison));
+    lines.extend(note_on_noise(comparison));
     lines.push(String::new());
     lines.extend(speeds(comparison).lines(0));
     for phase in comparison.workload.phases() {
@@ -46,6 +47,19 @@ pub(super) fn peak(comparison: &Comparison) -> Option<String> {
         matrix.min / 1e9,
         matrix.max / 1e9
     ))
+}
+
+/// What to think of figures that differ much from turn to turn.
+pub(super) fn note_on_noise(comparison: &Comparison) -> Option<String> {
+    /// A machine that does nothing else repeats itself better than this.
+    const LARGEST_QUIET_SPREAD: f64 = 1.25;
+    let results = comparison.entrants.iter().flat_map(|entrant| &entrant.results);
+    let spreads =
+        results.map(|result| result.tokens_per_s.max / result.tokens_per_s.min.max(f64::MIN_POSITIVE));
+    let largest = spreads.fold(1.0, f64::max);
+    (largest > LARGEST_QUIET_SPREAD).then(|| {
+        format!("note: speeds differ {largest:.1}-fold between turns: the machine does other things as well")
+    })
 }
 
 fn speeds(comparison: &Comparison) -> Table {

@@ -186,6 +186,7 @@ fn defaults_shrink_to_the_context_and_wishes_do_not() {
     assert_eq!(new(None, None, None, Some(100)).map(sizes), Ok((100, 50, 50)));
     assert!(new(Some(101), None, None, Some(100)).is_err_and(|message| message.contains("at most 100")));
     assert!(new(None, Some(60), None, Some(100)).is_err_and(|message| message.contains("110 positions")));
+    assert!(new(None, None, Some(100), Some(100)).is_err_and(|message| message.contains("101 positions")));
     assert!(new(Some(0), Some(0), None, None).is_err_and(|message| message.contains("nothing is left")));
     // Without a generation its context is not needed.
     assert!(new(Some(10), Some(0), Some(500), Some(100)).is_ok());

@@ -58,7 +58,8 @@ impl Workload {
         let room = context.unwrap_or(u64::MAX);
         let prompt = arguments.prompt.unwrap_or(PROMPT.min(room));
         let depth = arguments.depth.unwrap_or(DEPTH.min(room / 2));
-        let generate = arguments.generate.unwrap_or(GENERATE.min(room.saturating_sub(depth)));
+        // A context that leaves no room for a token is refused below, and not measured in silence.
+        let generate = arguments.generate.unwrap_or(GENERATE.min(room.saturating_sub(depth)).max(1));
         if prompt == 0 && generate == 0 {
             return Err(Failure::Usage(
                 Diagnostic::new("nothing is left to measure")

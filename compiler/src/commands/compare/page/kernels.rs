@@ -46,7 +46,7 @@ pub(super) fn draw(comparison: &Comparison, phase: Phase) -> Option<String> {
     svg.text("axis", ((WIDTH - RIGHT) / 2.0, bottom + 36.0), Anchor::Middle, &axis);
     let mut top = TOP;
     for row in rows {
-        svg.text("name", (0.0, top + 16.0), Anchor::Start, short_name(&row.name));
+        svg.text("name", (0.0, top + 16.0), Anchor::Start, &short_name(&row.name));
         let mut bar_top = top + NAME_HEIGHT;
         for (entrant, figures) in comparison.entrants.iter().zip(&row.entrants) {
             let Some(figures) = figures else { continue };

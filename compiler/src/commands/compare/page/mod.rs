@@ -69,6 +69,9 @@ fn header(comparison: &Comparison) -> String {
         escape(&table::heading(comparison)),
         escape(&tests.join(", ")),
     );
+    if let Some(note) = table::note_on_noise(comparison) {
+        text.push_str(&format!("<p class=\"note\">{}</p>\n", escape(&note)));
+    }
     text.push_str("<div class=\"cards\">\n");
     for phase in comparison.workload.phases() {
         text.push_str(&card(comparison, phase));
@@ -167,16 +170,30 @@ fn colour(comparison: &Comparison, entrant: &Measured) -> String {
     format!("c{}", index.unwrap_or(0) % COLOURS)
 }
 
-/// A kernel's name without the number of rows it is made for, which the phase tells already.
-fn short_name(name: &str) -> &str {
-    match name.rsplit_once("_rows") {
-        Some((short, rows)) if rows.bytes().all(|byte| byte.is_ascii_digit()) => short,
-        _ => name,
-    }
+/// A kernel's name without the number of rows it is made for, which the phase tells already. What stands
+/// behind the rows tells kernels of the same shape apart.
+fn short_name(name: &str) -> String {
+    let Some((short, rest)) = name.rsplit_once("_rows") else { return name.to_owned() };
+    let behind_rows = rest.trim_start_matches(|character: char| character.is_ascii_digit());
+    let is_rows = behind_rows.len() < rest.len() && (behind_rows.is_empty() || behind_rows.starts_with('.'));
+    if is_rows { format!("{short}{behind_rows}") } else { name.to_owned() }
 }
 
 fn capital(sentence: &str) -> String {
     let mut characters = sentence.chars();
     let first = characters.next().map(|first| first.to_uppercase().to_string());
     first.unwrap_or_default() + characters.as_str()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::short_name;
+
+    #[test]
+    fn kernels_are_shown_without_their_rows() {
+        assert_eq!(short_name("matmul_9728x896_silu_multiply_rows256"), "matmul_9728x896_silu_multiply");
+        assert_eq!(short_name("quantize_rows_896_rows1.2"), "quantize_rows_896.2");
+        assert_eq!(short_name("gather_rows_896"), "gather_rows_896");
+        assert_eq!(short_name("softmax"), "softmax");
+    }
 }

@@ -52,7 +52,7 @@ pub(super) fn draw(comparison: &Comparison) -> Option<String> {
     let mut svg = Svg::new(WIDTH);
     axes(&mut svg, x, y);
     let mut labels = Labels::within((LEFT, TOP), (RIGHT, BOTTOM));
-    roofs(&mut svg, &mut labels, peak, x, y);
+    let roof_names = roofs(&mut svg, &mut labels, peak, x, y);
     let place = |point: &Point<'_>| {
         (x.place(point.figures.operations_per_byte()), y.place(point.figures.operations_per_s() / 1e9))
     };
@@ -60,14 +60,17 @@ pub(super) fn draw(comparison: &Comparison) -> Option<String> {
         draw_point(&mut svg, comparison, point, place(point));
         labels.block(place(point), radius(point));
     }
+    for (at, name) in &roof_names {
+        svg.text("roof-name", *at, Anchor::End, name);
+    }
     for point in named(&points) {
         let name = short_name(&point.row.name);
         let center = place(point);
-        if let Some(label) = labels.beside(center, radius(point), name) {
+        if let Some(label) = labels.beside(center, radius(point), &name) {
             if label.is_far {
                 svg.line("leader", center, (label.at.0, label.at.1 - 4.0));
             }
-            svg.text("label", label.at, label.anchor, name);
+            svg.text("label", label.at, label.anchor, &name);
         }
     }
     Some(svg.finish(HEIGHT, "roofline: operations per second of each kernel over operations per byte"))
@@ -147,8 +150,15 @@ fn axes(svg: &mut Svg, x: Logarithmic, y: Logarithmic) {
     svg.turned_text("axis", (14.0, f64::midpoint(TOP, BOTTOM)), Anchor::Middle, -90.0, "GFLOP/s");
 }
 
-/// The slope of the memory and a ceiling for each type, each as a band of all samples.
-fn roofs(svg: &mut Svg, labels: &mut Labels, peak: &PeakSpread, x: Logarithmic, y: Logarithmic) {
+/// The slope of the memory and a ceiling for each type, each as a band of all samples. Returns the
+/// ceilings' names, which stand above the points.
+fn roofs(
+    svg: &mut Svg,
+    labels: &mut Labels,
+    peak: &PeakSpread,
+    x: Logarithmic,
+    y: Logarithmic,
+) -> Vec<((f64, f64), String)> {
     let ceilings = [
         ("f32", Some(peak.operations_per_s)),
         ("bf16", peak.bf16_operations_per_s),
@@ -178,6 +188,7 @@ fn roofs(svg: &mut Svg, labels: &mut Labels, peak: &PeakSpread, x: Logarithmic, 
     let (rise, run) = degrees.to_radians().sin_cos();
     let text = format!("read {:.1} GB/s", read.median / 1e9);
     svg.turned_text("roof-name", (at.0 + 9.0 * rise, at.1 - 9.0 * run), Anchor::Middle, degrees, &text);
+    let mut names = Vec::new();
     let mut right = RIGHT - 4.0;
     for (element, rate) in ceilings {
         let Some(Spread { median, min, max }) = rate else { continue };
@@ -187,9 +198,10 @@ fn roofs(svg: &mut Svg, labels: &mut Labels, peak: &PeakSpread, x: Logarithmic, 
         let height = y.place(median / 1e9);
         svg.line("roof", (left, height), (RIGHT, height));
         let text = format!("{element} {} GFLOP/s", tick_label((median / 1e9).round()));
-        svg.text("roof-name", (right, height - 5.0), Anchor::End, &text);
         labels.block_text((right, height - 5.0), Anchor::End, &text);
+        names.push(((right, height - 5.0), text));
         // Ceilings may lie close to each other: their names stand side by side.
         right -= 112.0;
     }
+    names
 }

@@ -62,8 +62,8 @@ pub(super) fn tick_label(value: f64) -> String {
     if value >= 1000.0 {
         crate::units::grouped(value.round() as u64)
     } else {
-        // At most two decimals, and only those that are there.
-        let text = format!("{value:.2}");
+        // At most four decimals, and only those that are there.
+        let text = format!("{value:.4}");
         text.trim_end_matches('0').trim_end_matches('.').to_owned()
     }
 }
@@ -78,8 +78,8 @@ mod tests {
         assert_eq!(linear_ticks(1000.0, 5), [0.0, 200.0, 400.0, 600.0, 800.0, 1000.0]);
         assert_eq!(linear_ticks(0.0, 5), [0.0]);
         assert_eq!(linear_ticks(f64::NAN, 5), [0.0]);
-        let labels: Vec<String> = [0.01, 0.1, 5.0, 20.0, 1000.0].into_iter().map(tick_label).collect();
-        assert_eq!(labels, ["0.01", "0.1", "5", "20", "1 000"]);
+        let labels: Vec<String> = [0.001, 0.1, 5.0, 20.0, 1000.0].into_iter().map(tick_label).collect();
+        assert_eq!(labels, ["0.001", "0.1", "5", "20", "1 000"]);
     }
 
     #[test]
