@@ -65,6 +65,10 @@ pub(super) fn note_on_noise(comparison: &Comparison) -> Option<String> {
 fn speeds(comparison: &Comparison) -> Table {
     use Side::{Left, Right};
     let mut table = Table::new(&[Left, Left, Left, Right, Right, Right, Right, Right, Right]);
+    let of_matrix = format!(
+        "of {} rate",
+        comparison.peak.as_ref().map_or("f32", |peak| peak.matrix_operations_per_s().1)
+    );
     table.row([
         "test",
         "program",
@@ -74,7 +78,7 @@ fn speeds(comparison: &Comparison) -> Table {
         "ratio",
         "min–max",
         "of read",
-        "of matrix",
+        of_matrix.as_str(),
     ]);
     for phase in comparison.workload.phases() {
         for (entrant, result) in comparison.results(phase) {

@@ -87,7 +87,11 @@ fn card(comparison: &Comparison, phase: Phase) -> String {
         one.1.tokens_per_s.median.total_cmp(&other.1.tokens_per_s.median)
     };
     let Some((fastest, result)) = comparison.results(phase).max_by(by_speed) else { return String::new() };
-    let limits = [(result.share_of_read, "of read bandwidth"), (result.share_of_matrix, "of matrix rate")];
+    let element = comparison.peak.as_ref().map_or("f32", |peak| peak.matrix_operations_per_s().1);
+    let limits = [
+        (result.share_of_read, "of read bandwidth".to_owned()),
+        (result.share_of_matrix, format!("of {element} rate")),
+    ];
     // The nearer limit is the one that matters.
     let limit = limits
         .into_iter()
