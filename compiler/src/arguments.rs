@@ -37,7 +37,7 @@ pub(crate) enum Command {
     Passes,
     /// Show what an emitted program or a checkpoint holds
     Inspect(InspectArguments),
-    /// Run the benchmark of several programs side by side
+    /// Measure several programs and peers side by side
     Compare(CompareArguments),
 }
 
@@ -134,15 +134,30 @@ pub(crate) struct CompareArguments {
     /// Emitted programs; ratios are relative to the first
     #[arg(value_name = "PROGRAM", required = true)]
     pub(crate) programs: Vec<PathBuf>,
-    /// Write a page with the figures
+    /// Write one self-contained page with tables and plots
     #[arg(long, value_name = "FILE")]
     pub(crate) html: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
-    /// Measure llama.cpp's `llama-bench` with a model beside the programs
+    /// Measure llama.cpp's `llama-bench` with a model beside the programs; may be given several times
     #[arg(long, value_name = "PATH:MODEL.gguf")]
-    pub(crate) llama_bench: Option<String>,
+    pub(crate) llama_bench: Vec<String>,
+    /// Tokens of the prompt, 0 for none [default: 512]
+    #[arg(short, value_name = "N", value_parser = clap::value_parser!(u64).range(..1 << 32))]
+    pub(crate) prompt: Option<u64>,
+    /// Tokens to generate, 0 for none [default: 64]
+    #[arg(short = 'n', value_name = "N", value_parser = clap::value_parser!(u64).range(..1 << 32))]
+    pub(crate) generate: Option<u64>,
+    /// Tokens of context in front of the generation [default: 512]
+    #[arg(short, value_name = "N", value_parser = clap::value_parser!(u64).range(..1 << 32))]
+    pub(crate) depth: Option<u64>,
+    /// Turns that every program gets
+    #[arg(short = 'r', value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..10_000))]
+    pub(crate) turns: u64,
+    /// Threads of every program [default: what the first program takes]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..1025))]
+    pub(crate) threads: Option<u64>,
 }
 
 #[cfg(test)]

@@ -24,25 +24,39 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Creates the empty file in the directory of `destination`.
+    /// Creates the empty file of a program in the directory of `destination`.
     ///
     /// # Errors
     ///
     /// When the directory is missing or not writable, or `destination` a directory or device.
     pub(crate) fn create(destination: &Path) -> Result<Self, Failure> {
+        Self::create_with(destination, Permissions::from_mode(0o777))
+    }
+
+    /// The same for a file that is read and not run.
+    ///
+    /// # Errors
+    ///
+    /// As for a program.
+    pub(crate) fn create_document(destination: &Path) -> Result<Self, Failure> {
+        Self::create_with(destination, Permissions::from_mode(0o666))
+    }
+
+    /// Creates a file with these permissions, less what the user's mask takes away.
+    fn create_with(destination: &Path, permissions: Permissions) -> Result<Self, Failure> {
         let directory = directory_of(destination);
         if destination.exists() && !destination.is_file() {
             let kind = if destination.is_dir() { "directory" } else { "device" };
             return Err(Diagnostic::new(format!("the output is a {kind}"))
                 .at(destination.display().to_string())
                 .needed("a file that can be replaced, or a name that is free")
-                .help("name a file with `-o`")
+                .help("name a file")
                 .into());
         }
         let file = tempfile::Builder::new()
             .prefix(".qwen2c-")
             .suffix(".unfinished")
-            .permissions(Permissions::from_mode(0o777))
+            .permissions(permissions)
             .tempfile_in(directory)
             .map_err(|error| Failure::file("create the output", destination, &error))?;
         remember(Some(file.path().to_path_buf()));

@@ -97,6 +97,7 @@ pub(crate) const FLAGS: &[Flag] = &[
     valued("-d", "N", "tokens of context before each test (default 0)", MEASURE),
     valued("-r", "N", "repetitions (default 5)", &[Command::Bench]),
     switch("--peak", "measure the machine's peak thoroughly, and show it", &[Command::Profile]),
+    switch("--startup", "show where the time from exec to the first token goes", &[Command::Profile]),
     switch("--verify", "check the weights' hashes", &[Command::Info]),
     switch("--licenses", "show the licences of what is linked in", &[Command::Info]),
     switch("--json", "print JSON", JSON),

@@ -107,6 +107,44 @@ fn parse_memory_total(text: &str) -> Option<u64> {
     kilobytes.checked_mul(1024)
 }
 
+/// How often this process touched a page that was not mapped yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PageFaults {
+    /// Of either kind.
+    pub(crate) all: u64,
+    /// Those for which the system waited for the disk.
+    pub(crate) from_disk: u64,
+}
+
+/// The page faults of this process so far, in all threads; none where `/proc` is not there.
+pub(crate) fn page_faults() -> PageFaults {
+    fs::read_to_string("/proc/self/stat").ok().and_then(|text| parse_page_faults(&text)).unwrap_or_default()
+}
+
+/// `minflt` and `majflt` of `/proc/self/stat`: the eighth and the tenth word behind the program's name,
+/// which stands in parentheses and may hold anything.
+fn parse_page_faults(text: &str) -> Option<PageFaults> {
+    let (_, behind_name) = text.rsplit_once(')')?;
+    let mut words = behind_name.split_whitespace().skip(7);
+    let minor: u64 = words.next()?.parse().ok()?;
+    let from_disk: u64 = words.nth(1)?.parse().ok()?;
+    Some(PageFaults { all: minor + from_disk, from_disk })
+}
+
+/// Bytes of memory that this process has mapped at this moment, the weights it touched included; 0 where
+/// `/proc` is not there.
+pub(crate) fn resident_bytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    parse_resident(&status).unwrap_or(0)
+}
+
+/// `VmRSS` of `/proc/self/status`, in bytes.
+fn parse_resident(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kilobytes.checked_mul(1024)
+}
+
 /// The smallest value of a control file over this process's control group and those around it.
 fn limit_over_groups(file: &str, parse: impl Fn(&str) -> Option<u64>) -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
@@ -135,6 +173,14 @@ mod tests {
         assert!(message.contains("Old Core 2 without avx2, fma"), "{message}");
         assert!(message.contains("`x86-64-v3`"), "{message}");
         assert_eq!(processor.check("x", &required[..1]), Ok(()));
+    }
+
+    #[test]
+    fn page_faults_stand_behind_a_name_that_may_hold_anything() {
+        let text = "42 (a ) b) S 1 42 42 0 -1 4194304 9202 0 92 0 10 20 0 0 20 0 2 0 1000";
+        assert_eq!(parse_page_faults(text), Some(PageFaults { all: 9294, from_disk: 92 }));
+        assert_eq!(parse_page_faults("42 (a) S 1"), None);
+        assert_eq!(parse_resident("VmHWM:\t 9 kB\nVmRSS:\t    520 kB\n"), Some(520 << 10));
     }
 
     #[test]

@@ -86,6 +86,15 @@ pub(crate) fn prepare_thread(core: Option<usize>) {
     flush_denormals();
 }
 
+/// Microseconds for which processors have worked for this process since it was started; 0 where the
+/// system does not tell.
+pub(crate) fn consumed_us() -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call writes no more than the struct it is given.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+    if result == 0 { time.tv_sec as f64 * 1e6 + time.tv_nsec as f64 / 1e3 } else { 0.0 }
+}
+
 fn pin(core: usize) -> io::Result<()> {
     if core >= libc::CPU_SETSIZE as usize {
         return Err(io::Error::from(io::ErrorKind::InvalidInput));

@@ -45,6 +45,7 @@ impl TestResult {
 }
 
 /// Sizes of the tests.
+#[derive(Debug, Serialize)]
 pub(super) struct Workload {
     pub(super) prompt: usize,
     pub(super) generate: usize,

@@ -8,6 +8,7 @@ mod perplexity;
 mod profile;
 mod run;
 mod self_test;
+mod startup;
 #[cfg(test)]
 mod tests;
 

@@ -256,9 +256,29 @@ fn bench_measures_what_was_asked() {
 }
 
 #[test]
+fn profile_cuts_the_start_into_phases() {
+    let report = run(&["profile", "--startup", "-p", "5", "--json"], b"").json();
+    let phases = report["startup"].as_array().expect("an array");
+    assert_eq!(phases[4]["name"], "prompt of 5 tokens");
+    let sum: f64 = phases.iter().filter_map(|phase| phase["us"].as_f64()).sum();
+    assert!(
+        sum > 0.0 && (report["first_token_us"].as_f64().expect("a number") - sum).abs() < 1e-6,
+        "{report}"
+    );
+    assert!(phases[0]["page_faults"].as_u64().is_some_and(|faults| faults > 0), "{report}");
+    assert!(report["resident_bytes"].as_u64().is_some_and(|bytes| bytes > 1 << 16), "{report}");
+    let text = run(&["profile", "--startup"], b"").output;
+    assert!(text.contains("first token") && text.contains("resident: "), "{text}");
+    assert!(run(&["profile", "--startup", "-p", "41"], b"").message().1.contains("-p"));
+}
+
+#[test]
 fn profile_counts_every_kernel() {
     let report = run(&["profile", "-p", "10", "-n", "2", "--json"], b"").json();
     assert!(report["peak"]["read_bytes_per_s"].as_f64().is_some_and(|peak| peak > 0.0));
+    assert_eq!(report["workload"]["prompt"], 10);
+    assert_eq!(report["steps"], 4);
+    assert_eq!(report["peak_samples"].as_array().map(Vec::len), Some(1));
     let kernels = report["kernels"].as_array().expect("an array");
     let of = |name: &str| kernels.iter().find(|kernel| kernel["name"] == name).expect("was called");
     // Two chunks of the prompt and two tokens, both at the beginning of the context: 100 bytes for each
