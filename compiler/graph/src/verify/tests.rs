@@ -160,7 +160,8 @@ fn weights_are_filled_by_their_tensors() {
     broken("weight @z: f32[n=1, m=2] = \"a\"[1] columns 0", "takes 0 columns, needs 1 to 2");
     broken("weight @z: i32[n=1] = \"a\"[1]", "a weight is of a floating-point type");
     broken("weight @z: f32[] = \"a\"[1]", "a weight has dimensions, all of them numbers");
-    let rule = "matrices alone are quantized, to 4 or 8 bits in groups of 32, 64 or 128";
+    let rule = "matrices alone are quantized, to 4 or 8 bits in groups of 16, 32, 64 or 128 with scales in \
+                f16 or f32";
     sound("weight @z: bf16[n=1, m=2] as int4(32) = \"a\"[1]");
     broken("weight @z: bf16[n=1, m=2] as int4(33) = \"a\"[1]", rule);
     broken("weight @z: bf16[n=1] as int8(32) = \"a\"[1]", rule);
