@@ -62,14 +62,14 @@ fn layouts(lanes: u32, request: &KernelRequest, index: usize, ty: &WeightType) -
 }
 
 fn describe_tiles(lanes: u32, request: &KernelRequest) -> String {
-    let panel_columns = u64::from(lanes) * tile_panels(request.max_rows);
+    let panel_columns = || u64::from(lanes) * tile_panels(lanes, request);
     match request.operation {
         Operation::Matmul { .. } | Operation::ExpertMatmul { .. } if request.max_rows == 1 => {
-            format!("1x{panel_columns} rows x columns")
+            format!("1x{} rows x columns", panel_columns())
         }
         Operation::Matmul { .. } | Operation::ExpertMatmul { .. } => {
             let side_by_side = rows_side_by_side(lanes, request.inputs[0].element);
-            format!("64x{panel_columns} rows x columns, {side_by_side} rows side by side")
+            format!("64x{} rows x columns, {side_by_side} rows side by side", panel_columns())
         }
         Operation::Attention { .. }
         | Operation::AttentionScores { .. }

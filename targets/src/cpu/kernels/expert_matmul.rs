@@ -20,7 +20,7 @@ use crate::builder::Val;
 
 fn panel_streams(kernel: &Kernel<'_, '_>) -> PanelStreams {
     let geometry = geometry(kernel.layouts, kernel.weight_type(0), kernel.lanes);
-    PanelStreams::new(geometry, tile_panels(kernel.request.max_rows))
+    PanelStreams::new(geometry, tile_panels(kernel.lanes, kernel.request))
 }
 
 fn is_grouped(kernel: &Kernel<'_, '_>) -> bool {

@@ -1,14 +1,14 @@
 //! `matmul`: activations times a weight in panels, with bias, residual and SiLU·multiply as epilogues.
 //!
 //! ```text
-//! decode, one row:  a tile is 4 panels of columns, all inputs
+//! decode, one row:  a tile is 4 panels of columns (6 where integers are multiplied), all inputs
 //! prompt:           a tile is 2 panels of columns by 64 rows;
 //!                   for 8 rows at a time (4 of integers; half of it with 8 lanes), then one by one: sums over all inputs, epilogue
 //! ```
 //!
 //! The panels of a prompt tile (2 · 16 · k weights) stay in the second-level cache over its 64 rows.
 
-use qwen2c_request::{Element, Operation};
+use qwen2c_request::{Element, KernelRequest, Operation};
 
 use super::Kernel;
 use super::functions::silu;
@@ -19,8 +19,16 @@ use crate::builder::Val;
 const TILE_ROWS: i64 = 64;
 
 /// Panels of a tile: several streams of memory on decode, registers for several rows on a prompt.
-pub(in crate::cpu) const fn tile_panels(max_rows: u64) -> u64 {
-    if max_rows == 1 { 4 } else { 2 }
+///
+/// Integers keep the processor busier between two loads than floats do, and it then asks memory for less
+/// at a time: they want more streams, where there are registers for them.
+pub(in crate::cpu) fn tile_panels(lanes: u32, request: &KernelRequest) -> u64 {
+    let multiplies_integers = matches!(request.inputs[0].element, Element::I8 { .. });
+    match (request.max_rows, multiplies_integers) {
+        (1, true) if lanes == 16 => 6,
+        (1, _) => 4,
+        _ => 2,
+    }
 }
 
 /// Rows multiplied side by side: with 2 panels, 16 sums in 32 registers of 16 lanes, 8 in 16 of 8. Integers
@@ -32,7 +40,7 @@ pub(in crate::cpu) fn rows_side_by_side(lanes: u32, x: Element) -> usize {
 
 fn panel_streams(kernel: &Kernel<'_, '_>) -> PanelStreams {
     let geometry = geometry(kernel.layouts, kernel.weight_type(0), kernel.lanes);
-    PanelStreams::new(geometry, tile_panels(kernel.request.max_rows))
+    PanelStreams::new(geometry, tile_panels(kernel.lanes, kernel.request))
 }
 
 /// Blocks of columns times blocks of rows.
