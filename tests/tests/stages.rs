@@ -19,10 +19,10 @@ struct Staged {
 }
 
 impl Staged {
-    fn build(name: &str) -> Self {
+    fn build(name: &str, quant: &str) -> Self {
         let build = Build::new(Golden::load(name).model());
         let target = ["--target", "x86-64-v3", "--dtype", "bf16", "--context", "64", "--emit", STAGES];
-        Self { program: build.with(target).finish() }
+        Self { program: build.with(target).with(["--quant", quant]).finish() }
     }
 
     /// The default folder: beside the program.
@@ -69,7 +69,7 @@ fn manifest_text(staged: &Staged) -> String {
 }
 
 fn assert_stages(name: &str, mlir_of: &[&str]) {
-    let staged = Staged::build(name);
+    let staged = Staged::build(name, "none");
     for stage in ["config", "graph", "fused", "fused.prefill", "scheduled", "plan"] {
         insta::assert_snapshot!(format!("{name}.{stage}"), staged.text(stage));
     }
@@ -119,6 +119,19 @@ fn a_dense_model_through_every_stage() {
 #[test]
 fn a_mixture_of_experts_through_every_stage() {
     assert_stages("moe-sparse-step", &["top_k", "combine_experts"]);
+}
+
+/// What quantization changes: types in the graph, roundings of activations, layouts, the product.
+#[test]
+fn a_quantized_model_through_the_stages_that_know_it() {
+    let staged = Staged::build("dense-gqa", "int4");
+    for stage in ["fused", "scheduled"] {
+        insta::assert_snapshot!(format!("dense-gqa-int4.{stage}"), staged.text(stage));
+    }
+    let kernels = staged.kernels("mlir");
+    let quantize = kernels.iter().find(|file| file.to_string_lossy().contains("quantize_rows"));
+    let text = fs::read_to_string(quantize.expect("a kernel that quantizes")).expect("UTF-8");
+    insta::assert_snapshot!("dense-gqa-int4.mlir.quantize_rows", text);
 }
 
 /// All layers of a model share their kernels: the time to compile them does not grow with the layers.

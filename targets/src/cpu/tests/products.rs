@@ -166,22 +166,33 @@ fn rows_are_quantized_as_defined() {
 
 #[test]
 fn a_row_gets_the_same_bits_alone_and_among_others() {
-    for target in targets() {
-        let (inputs, outputs, count) = (61, 50, 13);
-        let mut many = request(
-            Operation::Matmul { bias: false, residual: false, silu_multiply: false },
-            vec![rows(Element::Bf16, &[inputs])],
-            vec![weight(Element::Bf16, &[outputs, inputs])],
-            vec![rows(Element::F32, &[outputs])],
-        );
-        let (x, w) = (numbers(count * inputs, 5), numbers(outputs * inputs, 6));
-        let together =
-            run(&target, &many, count, std::slice::from_ref(&x), std::slice::from_ref(&w), &mut []);
-        many.max_rows = 1;
-        for row in 0..count as usize {
-            let alone = x[row * inputs as usize..][..inputs as usize].to_vec();
-            let found = run(&target, &many, 1, &[alone], std::slice::from_ref(&w), &mut []);
-            assert_eq!(found[0], together[0][row * outputs as usize..][..outputs as usize]);
+    for quantization in [None, Some(Quantization::signed(4, 32)), Some(Quantization::signed(8, 64))] {
+        let mut of_levels = Vec::new();
+        for target in targets() {
+            let (inputs, outputs, count) = (161, 50, 13);
+            let x_element = quantization.map_or(Element::Bf16, |q| Element::I8 { group: q.group });
+            let mut w_type = weight(Element::Bf16, &[outputs, inputs]);
+            w_type.quantization = quantization;
+            let mut many = request(
+                Operation::Matmul { bias: false, residual: false, silu_multiply: false },
+                vec![rows(x_element, &[inputs])],
+                vec![w_type],
+                vec![rows(Element::F32, &[outputs])],
+            );
+            let (x, w) = (numbers(count * inputs, 5), numbers(outputs * inputs, 6));
+            let together =
+                run(&target, &many, count, std::slice::from_ref(&x), std::slice::from_ref(&w), &mut []);
+            many.max_rows = 1;
+            for row in 0..count as usize {
+                let alone = x[row * inputs as usize..][..inputs as usize].to_vec();
+                let found = run(&target, &many, 1, &[alone], std::slice::from_ref(&w), &mut []);
+                assert_eq!(found[0], together[0][row * outputs as usize..][..outputs as usize]);
+            }
+            of_levels.push(together);
+        }
+        // Sums of integers are exact, so that no level differs from another.
+        if quantization.is_some() {
+            assert!(of_levels.windows(2).all(|levels| levels[0] == levels[1]), "{quantization:?}");
         }
     }
 }
