@@ -5,10 +5,13 @@
 
 use qwen2c_format::Diagnostic;
 use qwen2c_graph::{SourceError, TensorSource};
-use qwen2c_request::Element;
+use qwen2c_request::{Element, Quantization, QuantizedRows};
 
 /// Largest value that rounds to a finite `f16`.
 const LARGEST_F16: f32 = 65_519.996;
+
+/// What to do about numbers that are none.
+const DAMAGED: &str = "the checkpoint is damaged: download it again, or convert it again from its source";
 
 /// A source whose elements are finite, in the type they will be stored in too.
 pub(crate) struct CheckedSource<'a> {
@@ -39,6 +42,30 @@ impl TensorSource for CheckedSource<'_> {
         }
         Err(Box::new(refusal(tensor, columns, first_row, out, self.largest)))
     }
+
+    fn quantization(&self, tensor: &str) -> Option<Quantization> {
+        self.source.quantization(tensor)
+    }
+
+    fn read_groups(
+        &self,
+        tensor: &str,
+        columns: u64,
+        first_row: u64,
+        out: &mut QuantizedRows<'_>,
+    ) -> Result<(), SourceError> {
+        self.source.read_groups(tensor, columns, first_row, out)?;
+        // Groups are stored as they are, whatever the type of elements.
+        if out.scales.iter().chain(&*out.minima).fold(true, |all, value| all & value.is_finite()) {
+            return Ok(());
+        }
+        Err(Box::new(
+            Diagnostic::new(format!("tensor `{tensor}` has scales that are not finite"))
+                .at(format!("row {first_row} or one of the next"))
+                .needed("finite numbers")
+                .help(DAMAGED),
+        ))
+    }
 }
 
 fn refusal(tensor: &str, columns: u64, first_row: u64, out: &[f32], largest: f32) -> Diagnostic {
@@ -58,13 +85,13 @@ fn refusal(tensor: &str, columns: u64, first_row: u64, out: &[f32], largest: f32
         .at(place)
         .found(format!("{value}, and {} more like it nearby", out.iter().filter(|v| is_wrong(v)).count() - 1))
         .needed("finite numbers")
-        .help("the checkpoint is damaged: download it again, or convert it again from its source")
+        .help(DAMAGED)
 }
 
 #[cfg(test)]
 mod tests {
     use qwen2c_graph::{SourceError, TensorSource};
-    use qwen2c_request::Element;
+    use qwen2c_request::{Element, Quantization, QuantizedBlock, QuantizedRows};
 
     use super::CheckedSource;
 
@@ -74,6 +101,22 @@ mod tests {
         fn read_rows(&self, _: &str, _: u64, _: u64, out: &mut [f32]) -> Result<(), SourceError> {
             out.fill(1.0);
             out[5] = self.0;
+            Ok(())
+        }
+
+        fn quantization(&self, _: &str) -> Option<Quantization> {
+            Some(Quantization::signed(8, 32))
+        }
+
+        fn read_groups(
+            &self,
+            _: &str,
+            _: u64,
+            _: u64,
+            out: &mut QuantizedRows<'_>,
+        ) -> Result<(), SourceError> {
+            out.scales.fill(1.0);
+            out.scales[1] = self.0;
             Ok(())
         }
     }
@@ -95,6 +138,22 @@ mod tests {
             );
         }
         assert_eq!(read(f32::MAX, Element::Bf16), Ok(()));
+    }
+
+    #[test]
+    fn scales_that_are_not_finite_are_refused() {
+        let read = |scale: f32| {
+            let source = Filled(scale);
+            let source = CheckedSource::new(&source, Element::F16);
+            assert_eq!(source.quantization("w"), Some(Quantization::signed(8, 32)));
+            let mut block = QuantizedBlock::new(Quantization::signed(8, 32), 2, 32);
+            source.read_groups("w", 32, 10, &mut block.rows(0..2)).map_err(|error| error.to_string())
+        };
+        assert_eq!(read(f32::MAX), Ok(()));
+        for scale in [f32::NAN, f32::NEG_INFINITY] {
+            let message = read(scale).unwrap_err();
+            assert!(message.contains("`w`") && message.contains("row 10"), "{message}");
+        }
     }
 
     #[test]

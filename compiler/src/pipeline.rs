@@ -15,7 +15,7 @@ use qwen2c_graph::passes::{PassContext, PassReport, run_passes};
 use qwen2c_graph::plan::{Plan, plan, print_plan, verify_plan};
 use qwen2c_graph::schedule::{ListSpec, Schedule, print_schedule, schedule};
 use qwen2c_graph::{Graph, GraphOptions, build_graph, print_graph};
-use qwen2c_request::{Quantization, Target};
+use qwen2c_request::Target;
 use qwen2c_targets::{CompiledKernels, KeepText, KernelSource, compile_kernels};
 
 use crate::checked_source::CheckedSource;
@@ -25,6 +25,7 @@ use crate::link::link;
 use crate::output::Output;
 use crate::program::{ManifestParts, SLOTS, manifest, manifest_text, step_lists, weight_entry};
 use crate::progress::{Download, Progress};
+use crate::quant::Quant;
 use crate::quantization_loss::{ClassLoss, losses};
 use crate::request::BuildRequest;
 use crate::self_test;
@@ -63,8 +64,8 @@ pub(crate) struct BuildOutcome {
     pub(crate) output: PathBuf,
     /// Where its parts lie.
     pub(crate) locator: Locator,
-    /// How the weights of the blocks are stored.
-    pub(crate) quantization: Option<Quantization>,
+    /// How the weights are stored.
+    pub(crate) quant: Quant,
     /// What that lost.
     pub(crate) losses: Vec<ClassLoss>,
     /// Whether a tokenizer is in it.
@@ -88,7 +89,7 @@ pub(crate) fn build(request: &BuildRequest) -> Result<BuildOutcome, Failure> {
     let mut download = Download::new(request.quiet);
     let OpenedModel { mut description, tensors } = timings
         .measure("checkpoint", || open_model(&request.model_request(), &mut |event| download.show(event)))?;
-    let request = &request.for_model(&description);
+    let request = &request.for_model(&description)?;
     let source = CheckedSource::new(tensors.as_ref(), request.dtype);
     let output = request.output_path(&description.config.name);
     let emitted = EmittedText::new(request.emit_path(&output), request.emit.clone());
@@ -111,7 +112,7 @@ pub(crate) fn build(request: &BuildRequest) -> Result<BuildOutcome, Failure> {
     // What the program can check itself by.
     let progress = Progress::spinner("computing the self-test's reference", request.quiet);
     let self_test = timings.measure("self_test", || {
-        self_test::record(&description.config, request.rounding(), planned.context, &source)
+        self_test::record(&description.config, request.rounding(&description), planned.context, &source)
     })?;
     drop(progress);
 
@@ -120,7 +121,7 @@ pub(crate) fn build(request: &BuildRequest) -> Result<BuildOutcome, Failure> {
         description: &description,
         target: request.target.description(),
         dtype: request.dtype,
-        quantization: request.quantization,
+        quant: request.quant,
         context: planned.context,
         passes: &planned.passes,
         plan: &planned.plan,
@@ -144,7 +145,7 @@ pub(crate) fn build(request: &BuildRequest) -> Result<BuildOutcome, Failure> {
         planned,
         output,
         locator,
-        quantization: request.quantization,
+        quant: request.quant,
         losses,
         has_tokenizer,
         timings,
@@ -170,7 +171,7 @@ pub(crate) fn plan_model(
     // One graph serves decoding and prompts; the self-test has a short one.
     let options = |layers| GraphOptions {
         dtype: request.dtype,
-        quantization: request.quantization,
+        storage: request.quant.storage(description),
         context,
         slots: SLOTS,
         layers,
@@ -229,7 +230,7 @@ fn fuse(
             config: &description.config,
             target_lanes: u64::from(request.target.description().vector_lanes),
             max_rows: list.max_rows,
-            multiplies_integers: request.rounding().multiplies_integers,
+            multiplies_integers: request.multiplies_integers(),
         };
         let of_list = run_passes(&mut list.graph, &context, &disabled, &mut |_, _, _| {})
             .map_err(|error| Failure::Bug(refused_by_verifier(&error)))?;

@@ -10,9 +10,9 @@ use qwen2c_format::{
 use qwen2c_graph::passes::PassReport;
 use qwen2c_graph::plan::{self, PlacedWeight, Plan, PlannedList, PlannedOperand, PlannedStep};
 use qwen2c_graph::schedule::{self, Schedule};
-use qwen2c_request::{Cost, Element, Quantization, TargetDescription};
+use qwen2c_request::{Cost, Element, TargetDescription};
 
-use crate::quant::quant_name;
+use crate::quant::Quant;
 
 /// Compiler name and version, as in the manifest.
 pub(crate) const BUILD: &str = concat!("qwen2c ", env!("CARGO_PKG_VERSION"));
@@ -98,8 +98,8 @@ pub(crate) struct ManifestParts<'a> {
     pub(crate) target: &'a TargetDescription,
     /// Type of activations.
     pub(crate) dtype: Element,
-    /// Quantization of the blocks.
-    pub(crate) quantization: Option<Quantization>,
+    /// How the weights are stored.
+    pub(crate) quant: Quant,
     /// Positions served.
     pub(crate) context: u64,
     /// What the passes did to the decode list.
@@ -110,14 +110,14 @@ pub(crate) struct ManifestParts<'a> {
 
 /// The manifest.
 pub(crate) fn manifest(parts: &ManifestParts<'_>, self_test: Option<SelfTestRecord>) -> Manifest {
-    let ManifestParts { description, target, dtype, quantization, context, passes, plan } = *parts;
+    let ManifestParts { description, target, dtype, quant, context, passes, plan } = *parts;
     Manifest {
         build: BUILD.to_owned(),
         model: model_summary(description),
         target: target.name.clone(),
         family: target.family.to_owned(),
         required_features: target.required_features.iter().map(|&feature| feature.to_owned()).collect(),
-        quant: quant_name(quantization),
+        quant: quant.to_string(),
         dtype: dtype.name().to_owned(),
         context,
         slots: SLOTS,

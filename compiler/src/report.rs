@@ -9,7 +9,6 @@ use qwen2c_graph::passes::PassReport;
 
 use crate::prediction::{DecodePrediction, MemoryTable};
 use crate::program::BUILD;
-use crate::quant::quant_name;
 use crate::quantization_loss::ClassLoss;
 use crate::table::{Side, Table};
 use crate::units;
@@ -114,8 +113,11 @@ fn pass_table(passes: &[PassReport]) -> Table {
 fn loss_table(losses: &[ClassLoss]) -> Table {
     let mut table = Table::new(&[Side::Left, Side::Left, Side::Right]);
     for loss in losses {
-        let error = format!("{:.2} % relative error", 100.0 * loss.relative_error);
-        table.row([loss.class.to_owned(), quant_name(Some(loss.quantization)), error]);
+        let lost = match loss.relative_error {
+            0.0 => "as in the checkpoint".to_owned(),
+            error => format!("{:.2} % relative error", 100.0 * error),
+        };
+        table.row([loss.class.to_owned(), loss.quantization.to_string(), lost]);
     }
     table
 }
@@ -279,7 +281,11 @@ mod tests {
             kernels: 41,
             decode_steps: 387,
             passes: &passes,
-            losses: &[loss("attention qkv", 4, 0.073_4), loss("embedding", 8, 0.004_56)],
+            losses: &[
+                loss("attention qkv", 4, 0.073_4),
+                loss("embedding", 8, 0.004_56),
+                loss("head", 8, 0.0),
+            ],
             memory: MemoryTable {
                 weight_bytes: 28_633_661_440,
                 kv_cache_bytes: 1_610_612_736,
@@ -316,6 +322,7 @@ mod tests {
           quantization
             attention qkv  int4:64  7.34 % relative error
             embedding      int8:64  0.46 % relative error
+            head           int8:64   as in the checkpoint
 
           memory
             weights      26.7 GiB  mapped from the file

@@ -3,15 +3,15 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use qwen2c_checkpoint::{ModelDescription, ModelRequest, parameter_count};
+use qwen2c_checkpoint::{ModelDescription, ModelRequest};
 use qwen2c_format::Diagnostic;
 use qwen2c_graph::passes::{QUANTIZE_ACTIVATIONS, SelectionError, select_passes};
-use qwen2c_request::{Element, Quantization, Target};
+use qwen2c_request::{Element, Target};
 use qwen2c_targets::{CpuTarget, TargetError, known_targets, resolve_target};
 
 use crate::arguments::BuildArguments;
 use crate::failure::Failure;
-use crate::quant::{default_quantization, parse_quant, quant_name};
+use crate::quant::{Quant, default_quant, nothing_to_keep, parse_quant};
 use crate::self_test::Rounding;
 use crate::stage::Stage;
 use crate::suggestion::nearest;
@@ -32,8 +32,8 @@ pub(crate) struct BuildRequest {
     pub(crate) target: CpuTarget,
     /// Whether `--quant` was left out.
     pub(crate) quant_is_default: bool,
-    /// `--quant`: of the blocks' linear weights. Where it was left out, [`BuildRequest::for_model`] says.
-    pub(crate) quantization: Option<Quantization>,
+    /// `--quant`. Where it was left out, [`BuildRequest::for_model`] says.
+    pub(crate) quant: Quant,
     /// Type of activations and weights.
     pub(crate) dtype: Element,
     /// `--context`.
@@ -66,7 +66,7 @@ impl BuildRequest {
             revision: arguments.revision.clone(),
             target: single_target(&arguments.target)?,
             quant_is_default: arguments.quant.is_none(),
-            quantization: arguments.quant.as_deref().map_or(Ok(None), parse_quant)?,
+            quant: arguments.quant.as_deref().map_or(Ok(Quant::None), parse_quant)?,
             dtype: parse_dtype(&arguments.dtype)?,
             context: arguments.context,
             disabled_passes: disabled_passes(arguments)?,
@@ -79,21 +79,33 @@ impl BuildRequest {
     }
 
     /// The request with what the model decides.
-    pub(crate) fn for_model(&self, description: &ModelDescription) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// When the checkpoint is not quantized and that should be kept.
+    pub(crate) fn for_model(&self, description: &ModelDescription) -> Result<Self, Diagnostic> {
         let mut request = self.clone();
-        if request.quant_is_default && !description.is_quantized {
-            request.quantization = Some(default_quantization(parameter_count(&description.config)));
+        if request.quant_is_default {
+            request.quant = default_quant(description);
         }
-        request
+        if request.quant == Quant::Keep && description.quantized_tensors.is_empty() {
+            return Err(nothing_to_keep());
+        }
+        Ok(request)
+    }
+
+    /// Whether products with quantized weights round their activations to integers.
+    pub(crate) fn multiplies_integers(&self) -> bool {
+        let is_enabled = !self.disabled_passes.contains(&QUANTIZE_ACTIVATIONS);
+        is_enabled && self.target.description().multiplies_integers
     }
 
     /// How the program rounds.
-    pub(crate) fn rounding(&self) -> Rounding {
-        let is_enabled = !self.disabled_passes.contains(&QUANTIZE_ACTIVATIONS);
+    pub(crate) fn rounding(&self, description: &ModelDescription) -> Rounding {
         Rounding {
             dtype: self.dtype,
-            quantization: self.quantization,
-            multiplies_integers: is_enabled && self.target.description().multiplies_integers,
+            storage: self.quant.storage(description),
+            multiplies_integers: self.multiplies_integers(),
         }
     }
 
@@ -109,7 +121,7 @@ impl BuildRequest {
     /// Where the program goes: `-o`, or `<model>-<quant>-<target>` in the working directory.
     pub(crate) fn output_path(&self, model_name: &str) -> PathBuf {
         self.output.clone().unwrap_or_else(|| {
-            let quant = quant_name(self.quantization).replace(':', "-");
+            let quant = self.quant.to_string().replace(':', "-");
             PathBuf::from(format!("{}-{quant}-{}", file_name(model_name), self.target.description().name))
         })
     }
@@ -225,11 +237,11 @@ fn parse_stage(name: &str) -> Result<Stage, Failure> {
 #[cfg(test)]
 mod tests {
     use qwen2c_checkpoint::describe_model;
+    use qwen2c_request::Quantization;
 
     use super::{BuildRequest, file_name};
     use crate::arguments::BuildArguments;
     use crate::failure::Failure;
-    use crate::quant::quant_name;
 
     fn arguments() -> BuildArguments {
         BuildArguments {
@@ -250,7 +262,7 @@ mod tests {
     fn the_default_output_is_named_after_model_quantization_and_target() {
         let request = BuildRequest::resolve(&arguments()).unwrap();
         let description = describe_model(&request.model_request()).unwrap();
-        let output = request.for_model(&description).output_path("Qwen2/0.5B Instruct");
+        let output = request.for_model(&description).unwrap().output_path("Qwen2/0.5B Instruct");
         assert_eq!(output.to_str(), Some("qwen2-0.5b-instruct-int8-x86-64-v3"));
         assert_eq!(request.emit_path(&output).to_str(), Some("qwen2-0.5b-instruct-int8-x86-64-v3.emit"));
     }
@@ -262,15 +274,26 @@ mod tests {
             change(&mut arguments);
             let request = BuildRequest::resolve(&arguments).unwrap();
             let mut description = describe_model(&request.model_request()).unwrap();
-            description.is_quantized = is_quantized;
-            quant_name(request.for_model(&description).quantization)
+            if is_quantized {
+                description
+                    .quantized_tensors
+                    .insert("lm_head.weight".to_owned(), Quantization::signed(8, 32));
+            }
+            request.for_model(&description).map(|request| request.quant.to_string())
         };
-        assert_eq!(found(&|_| {}, false), "int8");
-        assert_eq!(found(&|arguments| arguments.model = "qwen1.5-1.8b".to_owned(), false), "int8");
-        assert_eq!(found(&|arguments| arguments.model = "qwen2.5-3b".to_owned(), false), "int4");
-        assert_eq!(found(&|_| {}, true), "none");
-        assert_eq!(found(&|arguments| arguments.quant = Some("none".to_owned()), false), "none");
-        assert_eq!(found(&|arguments| arguments.quant = Some("int4:64".to_owned()), true), "int4:64");
+        assert_eq!(found(&|_| {}, false).unwrap(), "int8");
+        assert_eq!(found(&|arguments| arguments.model = "qwen1.5-1.8b".to_owned(), false).unwrap(), "int8");
+        assert_eq!(found(&|arguments| arguments.model = "qwen2.5-3b".to_owned(), false).unwrap(), "int4");
+        assert_eq!(found(&|_| {}, true).unwrap(), "keep");
+        assert_eq!(found(&|arguments| arguments.quant = Some("none".to_owned()), false).unwrap(), "none");
+        assert_eq!(
+            found(&|arguments| arguments.quant = Some("int4:64".to_owned()), true).unwrap(),
+            "int4:64"
+        );
+        let keep = |arguments: &mut BuildArguments| arguments.quant = Some("keep".to_owned());
+        assert_eq!(found(&keep, true).unwrap(), "keep");
+        let refusal = found(&keep, false).unwrap_err().to_string();
+        assert!(refusal.contains("`--quant none`"), "{refusal}");
     }
 
     #[test]

@@ -8,9 +8,9 @@ use qwen2c_format::{Diagnostic, SelfTestRecord};
 use qwen2c_graph::passes::{PASSES, PassContext, QUANTIZE_ACTIVATIONS, run_passes};
 use qwen2c_graph::{
     Graph, GraphOptions, InterpretError, Interpreter, ModelConfig, SourceError, TensorSource, WeightPart,
-    WeightSource, build_graph,
+    WeightSource, WeightStorage, build_graph,
 };
-use qwen2c_request::{Element, Quantization, Size};
+use qwen2c_request::{Element, Quantization, QuantizedRows, Size};
 
 use crate::failure::Failure;
 use crate::weights::unreadable;
@@ -43,12 +43,12 @@ pub(crate) fn layers(config: &ModelConfig) -> Vec<u64> {
 }
 
 /// How the program rounds.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Rounding {
     /// Activations and plain weights.
     pub(crate) dtype: Element,
-    /// Weights of the blocks.
-    pub(crate) quantization: Option<Quantization>,
+    /// Linear weights.
+    pub(crate) storage: WeightStorage,
     /// Activations are rounded to integers in front of quantized weights.
     pub(crate) multiplies_integers: bool,
 }
@@ -64,10 +64,10 @@ pub(crate) fn record(
     context: u64,
     source: &dyn TensorSource,
 ) -> Result<SelfTestRecord, Failure> {
-    let Rounding { dtype, quantization, multiplies_integers } = rounding;
+    let Rounding { dtype, storage, multiplies_integers } = rounding;
     let tokens = tokens(config, context);
     let rows = tokens.len() as u64;
-    let options = GraphOptions { dtype, quantization, context: rows, slots: 1, layers: Some(layers(config)) };
+    let options = GraphOptions { dtype, storage, context: rows, slots: 1, layers: Some(layers(config)) };
     let mut graph = build_graph(config, &options);
     let context = PassContext { config, target_lanes: 1, max_rows: rows, multiplies_integers };
     resolve(&mut graph, &context)?;
@@ -145,6 +145,29 @@ impl TensorSource for ChosenRows<'_> {
         }
         Ok(())
     }
+
+    fn quantization(&self, tensor: &str) -> Option<Quantization> {
+        self.source.quantization(if tensor == CHOSEN_HEAD { self.head } else { tensor })
+    }
+
+    fn read_groups(
+        &self,
+        tensor: &str,
+        columns: u64,
+        first_row: u64,
+        out: &mut QuantizedRows<'_>,
+    ) -> Result<(), SourceError> {
+        if tensor != CHOSEN_HEAD {
+            return self.source.read_groups(tensor, columns, first_row, out);
+        }
+        let rows = self.rows.iter().skip(first_row as usize);
+        let count = out.integers.len() / columns as usize;
+        for (index, row) in rows.take(count).enumerate() {
+            let mut place = out.part(count, index..index + 1);
+            self.source.read_groups(self.head, columns, u64::from(*row), &mut place)?;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -155,7 +178,11 @@ mod tests {
 
     use super::{PassContext, Rounding, layers, record, tokens};
 
-    const EXACT: Rounding = Rounding { dtype: Element::F32, quantization: None, multiplies_integers: false };
+    const EXACT: Rounding = Rounding {
+        dtype: Element::F32,
+        storage: qwen2c_graph::WeightStorage::Elements,
+        multiplies_integers: false,
+    };
 
     fn config() -> ModelConfig {
         ModelConfig {
@@ -217,7 +244,7 @@ mod tests {
         let record = record(&whole, EXACT, 1, &RandomWeights::new(5)).unwrap();
         let options = qwen2c_graph::GraphOptions {
             dtype: Element::F32,
-            quantization: None,
+            storage: qwen2c_graph::WeightStorage::Elements,
             context: 1,
             slots: 1,
             layers: Some(layers(&whole)),

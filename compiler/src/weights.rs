@@ -11,9 +11,9 @@ use std::thread;
 
 use qwen2c_format::{Diagnostic, WeightEntry};
 use qwen2c_graph::plan::PlacedWeight;
-use qwen2c_graph::{SourceError, TensorSource};
-use qwen2c_request::QuantizationError;
-use qwen2c_targets::pack_weight;
+use qwen2c_graph::{SourceError, TensorSource, Weight};
+use qwen2c_request::{QuantizationError, QuantizedRows};
+use qwen2c_targets::{ReadWeight, pack_weight};
 use sha2::{Digest, Sha256};
 
 use crate::failure::Failure;
@@ -94,14 +94,8 @@ fn write_weight(
         progress,
     };
     let weight = &placed.weight;
-    let error = pack_weight(
-        &weight.ty,
-        placed.layout,
-        &mut |first_row, out| {
-            weight.read_rows(source, first_row, out).map_err(|error| unreadable(&weight.name, error))
-        },
-        &mut |bytes| writer.write(bytes),
-    )?;
+    let mut reader = WeightReader { weight, source };
+    let error = pack_weight(&weight.ty, placed.layout, &mut reader, &mut |bytes| writer.write(bytes))?;
     let (sha256, end) = writer.finish()?;
     let written_bytes = end - region_offset - placed.offset;
     if written_bytes != placed.bytes {
@@ -112,6 +106,26 @@ fn write_weight(
         ));
     }
     Ok((weight_entry(placed, sha256), error))
+}
+
+/// Reads a weight's rows for the packer.
+struct WeightReader<'a> {
+    weight: &'a Weight,
+    source: &'a (dyn TensorSource + Sync),
+}
+
+impl ReadWeight for WeightReader<'_> {
+    type Error = Failure;
+
+    fn rows(&mut self, first_row: u64, out: &mut [f32]) -> Result<(), Failure> {
+        let read = self.weight.read_rows(self.source, first_row, out);
+        read.map_err(|error| unreadable(&self.weight.name, error))
+    }
+
+    fn groups(&mut self, first_row: u64, out: &mut QuantizedRows<'_>) -> Result<QuantizationError, Failure> {
+        let read = self.weight.read_groups(self.source, first_row, out);
+        read.map_err(|error| unreadable(&self.weight.name, error))
+    }
 }
 
 /// A tensor that cannot be read; the reader's own diagnostic where it gives one.

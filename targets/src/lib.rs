@@ -9,4 +9,4 @@ pub mod cpu;
 
 pub use cpu::describe::{CpuTarget, TargetError, known_targets, resolve_target};
 pub use cpu::emit::{CompileError, CompiledKernels, KeepText, KernelSource, KernelText, compile_kernels};
-pub use cpu::pack::{ReadRows, WriteBytes, pack_weight};
+pub use cpu::pack::{ReadWeight, WriteBytes, pack_weight};

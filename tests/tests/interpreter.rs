@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use qwen2c_checkpoint::Checkpoint;
 use qwen2c_graph::passes::{PASSES, PassContext, run_passes};
-use qwen2c_graph::{Graph, GraphOptions, Interpreter, build_graph};
+use qwen2c_graph::{Graph, GraphOptions, Interpreter, WeightStorage, build_graph};
 use qwen2c_request::Element;
 use qwen2c_tests::{GOLDENS, Golden, relative_l2};
 
@@ -29,8 +29,10 @@ fn error_of(graph: &Graph, checkpoint: &Checkpoint, golden: &Golden, length: usi
 
 fn graphs(checkpoint: &Checkpoint, dtype: Element) -> [(&'static str, Graph); 2] {
     let config = &checkpoint.description.config;
-    let plain =
-        build_graph(config, &GraphOptions { dtype, quantization: None, context: 64, slots: 1, layers: None });
+    let plain = build_graph(
+        config,
+        &GraphOptions { dtype, storage: WeightStorage::Elements, context: 64, slots: 1, layers: None },
+    );
     let run = |disabled: &BTreeSet<&str>| {
         let mut graph = plain.clone();
         let context = PassContext { config, target_lanes: 8, max_rows: 8, multiplies_integers: true };

@@ -1,23 +1,25 @@
 //! Quantized programs: against the interpreter on the dequantized weights, and against what was lost.
 
 use std::collections::BTreeSet;
+use std::process::Command;
 
 use qwen2c_checkpoint::Checkpoint;
 use qwen2c_graph::passes::{PASSES, Pass, PassContext, QUANTIZE_ACTIVATIONS, run_passes};
-use qwen2c_graph::{GraphOptions, Interpreter, build_graph};
+use qwen2c_graph::{GraphOptions, Interpreter, WeightStorage, build_graph};
 use qwen2c_request::{Element, Quantization};
-use qwen2c_tests::{Build, Golden, Program, host_targets, relative_l2};
+use qwen2c_tests::{Build, Golden, Program, compiler, host_targets, relative_l2, run};
 
 /// Prompt of the comparisons.
 const LENGTH: usize = 33;
 
-/// The interpreter's logits on the dequantized weights, with activations rounded as programs round them and
+/// The interpreter's logits on the dequantized weights, the checkpoint's own where `quant` is none, with activations rounded as programs round them and
 /// nothing fused.
-fn interpreted(golden: &Golden, dtype: Element, quantization: Quantization) -> Vec<f32> {
+fn interpreted(golden: &Golden, dtype: Element, quant: Option<Quantization>) -> Vec<f32> {
     let checkpoint = Checkpoint::open(&golden.model()).expect("a golden checkpoint");
     let config = &checkpoint.description.config;
-    let options =
-        GraphOptions { dtype, quantization: Some(quantization), context: 64, slots: 1, layers: None };
+    let kept = || WeightStorage::Kept(checkpoint.description.quantized_tensors.clone());
+    let storage = quant.map_or_else(kept, WeightStorage::Quantized);
+    let options = GraphOptions { dtype, storage, context: 64, slots: 1, layers: None };
     let mut graph = build_graph(config, &options);
     let is_fusion = |pass: &&Pass| pass.optional && pass.name != QUANTIZE_ACTIVATIONS;
     let fusions: BTreeSet<&str> = PASSES.iter().filter(is_fusion).map(|pass| pass.name).collect();
@@ -35,9 +37,14 @@ fn build(golden: &Golden, quant: &str, dtype: &str, target: &str) -> Program {
 
 /// Compares a program with the interpreter that rounds activations as it does.
 #[track_caller]
-fn assert_agrees(golden: &Golden, (quant, bits, group): (&str, u32, u32), dtype: Element, target: &str) {
+fn assert_agrees(
+    golden: &Golden,
+    (quant, format): (&str, Option<Quantization>),
+    dtype: Element,
+    target: &str,
+) {
     let tokens = &golden.prompts[&LENGTH].tokens;
-    let expected = interpreted(golden, dtype, Quantization::signed(bits, group));
+    let expected = interpreted(golden, dtype, format);
     let program = build(golden, quant, dtype.name(), target);
     let tolerance = if dtype == Element::F32 { 1e-4 } else { 2e-2 };
     for rows in ["256", "1"] {
@@ -51,8 +58,8 @@ fn assert_agrees(golden: &Golden, (quant, bits, group): (&str, u32, u32), dtype:
 fn programs_agree_with_the_interpreter_on_the_dequantized_weights() {
     for name in ["dense-gqa", "dense-head80", "moe-normalized", "moe-sparse-step", "gguf-llama"] {
         let golden = Golden::load(name);
-        assert_agrees(&golden, ("int8", 8, 32), Element::F32, "native");
-        assert_agrees(&golden, ("int4", 4, 32), Element::F32, "native");
+        assert_agrees(&golden, ("int8", Some(Quantization::signed(8, 32))), Element::F32, "native");
+        assert_agrees(&golden, ("int4", Some(Quantization::signed(4, 32))), Element::F32, "native");
     }
 }
 
@@ -60,10 +67,60 @@ fn programs_agree_with_the_interpreter_on_the_dequantized_weights() {
 fn the_same_on_every_target_in_other_types_and_groups() {
     let golden = Golden::load("moe-sparse-step");
     for target in host_targets() {
-        assert_agrees(&golden, ("int4:64", 4, 64), Element::F32, target);
-        assert_agrees(&golden, ("int8:128", 8, 128), Element::Bf16, target);
-        assert_agrees(&golden, ("int4", 4, 32), Element::F16, target);
+        assert_agrees(&golden, ("int4:64", Some(Quantization::signed(4, 64))), Element::F32, target);
+        assert_agrees(&golden, ("int8:128", Some(Quantization::signed(8, 128))), Element::Bf16, target);
+        assert_agrees(&golden, ("int4", Some(Quantization::signed(4, 32))), Element::F16, target);
     }
+}
+
+/// Files whose tensors have all types of blocks, mixed within a layer.
+const QUANTIZED: [&str; 3] = ["gguf-llama", "gguf-qwen2", "gguf-qwen2moe"];
+
+#[test]
+fn kept_weights_are_those_of_the_checkpoint() {
+    for name in QUANTIZED {
+        let golden = Golden::load(name);
+        for target in host_targets() {
+            let program = build(&golden, "keep", "f32", target);
+            for (length, prompt) in &golden.prompts {
+                let found = program.logits(&prompt.tokens, &[]);
+                let kept: Vec<f32> =
+                    prompt.positions.iter().flat_map(|&row| found.row(row)).copied().collect();
+                let error = relative_l2(&kept, &prompt.logits.values);
+                assert!(error <= 1e-4, "{name} {target}, {length} tokens: off by {error:.3e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn programs_on_kept_weights_agree_with_the_interpreter() {
+    for name in QUANTIZED {
+        for target in host_targets() {
+            assert_agrees(&Golden::load(name), ("keep", None), Element::Bf16, target);
+        }
+    }
+    assert_agrees(&Golden::load("gguf-qwen2moe"), ("keep", None), Element::F16, "native");
+}
+
+#[test]
+fn what_is_quantized_already_is_kept_by_default() {
+    let scratch = tempfile::tempdir().expect("a temporary directory");
+    let output = scratch.path().join("program");
+    let mut command = Command::new(compiler());
+    command.arg("build").arg("--model").arg(Golden::load("gguf-llama").model()).arg("-o").arg(&output);
+    let report = run(&mut command).success().text();
+    for line in ["int8:16 with scales in f32", "int4:32 with scales in f32 and minima"] {
+        let line = format!("{line}  as in the checkpoint");
+        assert!(report.contains(&line), "no `{line}` in\n{report}");
+    }
+    run(Command::new(&output).arg("self-test")).success();
+    let info = run(Command::new(&output).args(["info", "--json"])).success().json();
+    assert_eq!(info["quant"], "keep");
+    let model = Golden::load("dense-gqa").model();
+    let mut command = Command::new(compiler());
+    command.arg("build").arg("--model").arg(model).args(["--quant", "keep", "-o"]).arg(&output);
+    run(&mut command).refused(1, &["no quantized weights to keep", "--quant none"]);
 }
 
 #[test]

@@ -1,66 +1,68 @@
-//! Blocks of GGUF's quantized types, widened as ggml's `dequantize_row_*` does, operation by operation.
+//! Blocks of GGUF's quantized types, taken apart into integers, scales and minima.
 //!
 //! Types of 32 elements hold one scale `d` (and a minimum `m`) as f16. The K types hold 256 elements in
 //! sub-blocks with small integer scales, multiplied by f16 factors of the whole block. Below, `q` are the
 //! stored integers.
+//!
+//! A product of an f16 with an 8-bit integer is exact in f32, and so is its product with a 5-bit integer.
+//! So the parts stand for exactly the weights that ggml's `dequantize_row_*` makes of a block, in which
+//! order and how finely rounded ever they are multiplied and added.
 
-use qwen2c_request::f16_to_f32;
+use qwen2c_request::{QuantizedRows, f16_to_f32};
 
 /// The f16 at `offset`.
 fn half(block: &[u8], offset: usize) -> f32 {
     f16_to_f32(u16::from_le_bytes([block[offset], block[offset + 1]]))
 }
 
-/// `d · (q − 8)`: 16 bytes whose low nibbles are elements 0–15 and high nibbles 16–31.
-pub(crate) fn decode_q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
-    let d = half(block, 0);
-    for (index, &byte) in block[2..].iter().enumerate() {
-        out[index] = f32::from(i16::from(byte & 15) - 8) * d;
-        out[index + 16] = f32::from(i16::from(byte >> 4) - 8) * d;
+/// Low halves of bytes as the first elements, high halves as the last, each with an offset.
+fn split_nibbles(bytes: &[u8], offset: i8, integers: &mut [i8]) {
+    let (low, high) = integers.split_at_mut(bytes.len());
+    for ((low, high), byte) in low.iter_mut().zip(high).zip(bytes) {
+        *low = (byte & 15).cast_signed() + offset;
+        *high = (byte >> 4).cast_signed() + offset;
     }
+}
+
+/// Adds the bits of `high`, one for each element, as fifth bits.
+fn add_fifth_bits(high: &[u8], integers: &mut [i8]) {
+    let high = u32::from_le_bytes([high[0], high[1], high[2], high[3]]);
+    for (index, integer) in integers.iter_mut().enumerate() {
+        *integer += i8::from(high >> index & 1 == 1) << 4;
+    }
+}
+
+/// `d · (q − 8)`: 16 bytes whose low nibbles are elements 0–15 and high nibbles 16–31.
+pub(crate) fn split_q4_0(block: &[u8; 18], out: QuantizedRows<'_>) {
+    out.scales[0] = half(block, 0);
+    split_nibbles(&block[2..], -8, out.integers);
 }
 
 /// `d · q + m`, nibbles as in Q4_0.
-pub(crate) fn decode_q4_1(block: &[u8; 20], out: &mut [f32; 32]) {
-    let (d, m) = (half(block, 0), half(block, 2));
-    for (index, &byte) in block[4..].iter().enumerate() {
-        out[index] = f32::from(byte & 15) * d + m;
-        out[index + 16] = f32::from(byte >> 4) * d + m;
-    }
+pub(crate) fn split_q4_1(block: &[u8; 20], out: QuantizedRows<'_>) {
+    (out.scales[0], out.minima[0]) = (half(block, 0), half(block, 2));
+    split_nibbles(&block[4..], 0, out.integers);
 }
 
-/// The 5-bit integers of a block: nibbles as in Q4_0, and bit `i` of `high` on top of element `i`.
-fn five_bits(high: &[u8], nibbles: &[u8]) -> [u8; 32] {
-    let high = u32::from_le_bytes([high[0], high[1], high[2], high[3]]);
-    let mut values = [0; 32];
-    for (index, &byte) in nibbles.iter().enumerate() {
-        values[index] = (byte & 15) | (((high >> index) & 1) << 4) as u8;
-        values[index + 16] = (byte >> 4) | (((high >> (index + 16)) & 1) << 4) as u8;
-    }
-    values
-}
-
-/// `d · (q − 16)`: four bytes of fifth bits, then nibbles.
-pub(crate) fn decode_q5_0(block: &[u8; 22], out: &mut [f32; 32]) {
-    let d = half(block, 0);
-    for (value, q) in out.iter_mut().zip(five_bits(&block[2..6], &block[6..])) {
-        *value = f32::from(i16::from(q) - 16) * d;
-    }
+/// `d · (q − 16)`: four bytes of fifth bits, then nibbles as in Q4_0.
+pub(crate) fn split_q5_0(block: &[u8; 22], out: QuantizedRows<'_>) {
+    out.scales[0] = half(block, 0);
+    split_nibbles(&block[6..], -16, out.integers);
+    add_fifth_bits(&block[2..6], out.integers);
 }
 
 /// `d · q + m`, integers as in Q5_0.
-pub(crate) fn decode_q5_1(block: &[u8; 24], out: &mut [f32; 32]) {
-    let (d, m) = (half(block, 0), half(block, 2));
-    for (value, q) in out.iter_mut().zip(five_bits(&block[4..8], &block[8..])) {
-        *value = f32::from(q) * d + m;
-    }
+pub(crate) fn split_q5_1(block: &[u8; 24], out: QuantizedRows<'_>) {
+    (out.scales[0], out.minima[0]) = (half(block, 0), half(block, 2));
+    split_nibbles(&block[8..], 0, out.integers);
+    add_fifth_bits(&block[4..8], out.integers);
 }
 
 /// `d · q`.
-pub(crate) fn decode_q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
-    let d = half(block, 0);
-    for (value, &byte) in out.iter_mut().zip(&block[2..]) {
-        *value = f32::from(byte as i8) * d;
+pub(crate) fn split_q8_0(block: &[u8; 34], out: QuantizedRows<'_>) {
+    out.scales[0] = half(block, 0);
+    for (integer, byte) in out.integers.iter_mut().zip(&block[2..]) {
+        *integer = byte.cast_signed();
     }
 }
 
@@ -77,54 +79,45 @@ fn scale_and_minimum(packed: &[u8], index: usize) -> (f32, f32) {
 
 /// `d · scale · q − d_minimum · minimum`: 8 sub-blocks of 32; each pair shares 32 bytes, low nibbles
 /// first.
-pub(crate) fn decode_q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
-    decode_k_nibbles(half(block, 0), half(block, 2), &block[4..16], &block[16..], out, |_, _| 0);
+pub(crate) fn split_q4_k(block: &[u8; 144], out: QuantizedRows<'_>) {
+    split_k_nibbles(half(block, 0), half(block, 2), &block[4..16], &block[16..], out);
 }
 
 /// As Q4_K, and bit `s` of the high byte `i % 32` on top of element `i` of sub-block `s`.
-pub(crate) fn decode_q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
-    let high = &block[16..48];
-    decode_k_nibbles(half(block, 0), half(block, 2), &block[4..16], &block[48..], out, |index, lane| {
-        ((high[lane] >> index) & 1) << 4
-    });
+pub(crate) fn split_q5_k(block: &[u8; 176], mut out: QuantizedRows<'_>) {
+    split_k_nibbles(half(block, 0), half(block, 2), &block[4..16], &block[48..], out.reborrow());
+    for (index, integers) in out.integers.chunks_mut(32).enumerate() {
+        for (integer, high) in integers.iter_mut().zip(&block[16..48]) {
+            *integer += (high >> index & 1).cast_signed() << 4;
+        }
+    }
 }
 
-/// Sub-blocks of Q4_K and Q5_K; `fifth_bit(sub-block, lane)` is added to the nibble.
-fn decode_k_nibbles(
-    d: f32,
-    d_minimum: f32,
-    packed: &[u8],
-    nibbles: &[u8],
-    out: &mut [f32; 256],
-    fifth_bit: impl Fn(usize, usize) -> u8,
-) {
-    for index in 0..8 {
-        let (scale, minimum) = scale_and_minimum(packed, index);
-        let (scale, minimum) = (d * scale, d_minimum * minimum);
-        let bytes = &nibbles[(index / 2) * 32..][..32];
-        for (lane, &byte) in bytes.iter().enumerate() {
-            let nibble = if index % 2 == 0 { byte & 15 } else { byte >> 4 };
-            out[index * 32 + lane] = scale * f32::from(nibble + fifth_bit(index, lane)) - minimum;
-        }
+/// Sub-blocks of Q4_K and Q5_K.
+fn split_k_nibbles(d: f32, d_minimum: f32, packed: &[u8], nibbles: &[u8], out: QuantizedRows<'_>) {
+    for (index, (scale, minimum)) in out.scales.iter_mut().zip(out.minima).enumerate() {
+        let factors = scale_and_minimum(packed, index);
+        (*scale, *minimum) = (d * factors.0, -(d_minimum * factors.1));
+    }
+    for (bytes, integers) in nibbles.chunks(32).zip(out.integers.chunks_mut(64)) {
+        split_nibbles(bytes, 0, integers);
     }
 }
 
 /// `d · scale · (q − 32)`: two halves of 128; in each, lane `l` of 32 gives the elements `l`, `l + 32`,
 /// `l + 64`, `l + 96` from two bytes of low nibbles and one byte of upper bit pairs. Scales are signed
 /// bytes, one for 16 elements.
-pub(crate) fn decode_q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
+pub(crate) fn split_q6_k(block: &[u8; 210], out: QuantizedRows<'_>) {
     let d = half(block, 208);
-    for part in 0..2 {
-        let low = &block[part * 64..][..64];
+    for (scale, byte) in out.scales.iter_mut().zip(&block[192..208]) {
+        *scale = d * f32::from(byte.cast_signed());
+    }
+    for (part, integers) in out.integers.chunks_mut(128).enumerate() {
+        split_nibbles(&block[part * 64..][..64], -32, integers);
         let high = &block[128 + part * 32..][..32];
-        let scales = &block[192 + part * 8..][..8];
-        for lane in 0..32 {
-            for quarter in 0..4 {
-                let byte = low[lane + (quarter % 2) * 32];
-                let nibble = if quarter < 2 { byte & 15 } else { byte >> 4 };
-                let q = nibble | (((high[lane] >> (2 * quarter)) & 3) << 4);
-                let scale = f32::from(scales[lane / 16 + 2 * quarter] as i8);
-                out[part * 128 + quarter * 32 + lane] = d * scale * f32::from(i16::from(q) - 32);
+        for (quarter, integers) in integers.chunks_mut(32).enumerate() {
+            for (integer, high) in integers.iter_mut().zip(high) {
+                *integer += (high >> (2 * quarter) & 3).cast_signed() << 4;
             }
         }
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use qwen2c_format::Diagnostic;
 use qwen2c_graph::{ModelConfig, SourceError, TensorSource};
+use qwen2c_request::{Quantization, QuantizedRows};
 
 use crate::description::{ModelDescription, describe_folder, open_gguf, read_folder_config};
 use crate::expected::each_expected_tensor;
@@ -99,6 +100,20 @@ impl TensorSource for Checkpoint {
         out: &mut [f32],
     ) -> Result<(), SourceError> {
         self.table.read_rows(tensor, columns, first_row, out)
+    }
+
+    fn quantization(&self, tensor: &str) -> Option<Quantization> {
+        self.table.quantization(tensor)
+    }
+
+    fn read_groups(
+        &self,
+        tensor: &str,
+        columns: u64,
+        first_row: u64,
+        out: &mut QuantizedRows<'_>,
+    ) -> Result<(), SourceError> {
+        self.table.read_groups(tensor, columns, first_row, out)
     }
 }
 

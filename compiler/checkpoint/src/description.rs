@@ -1,9 +1,11 @@
 //! Everything a checkpoint says besides its tensors.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use qwen2c_format::{Diagnostic, GenerationDefaults};
 use qwen2c_graph::ModelConfig;
+use qwen2c_request::Quantization;
 use serde_json::{Map, Value};
 
 use crate::chat_template::{read_chat_template, read_template_tokens};
@@ -28,8 +30,8 @@ pub struct ModelDescription {
     pub template_tokens: Vec<(String, String)>,
     /// The tokenizer as it lies in the checkpoint.
     pub tokenizer: TokenizerSource,
-    /// Whether the checkpoint holds tensors that were quantized already.
-    pub is_quantized: bool,
+    /// The tensors that the checkpoint holds quantized already, by canonical name.
+    pub quantized_tensors: BTreeMap<String, Quantization>,
 }
 
 /// The tokenizer as it lies in the checkpoint.
@@ -112,6 +114,6 @@ pub(crate) fn describe_folder(
         config,
         fields,
         tokenizer,
-        is_quantized: false,
+        quantized_tensors: BTreeMap::new(),
     })
 }

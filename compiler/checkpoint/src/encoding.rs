@@ -1,6 +1,6 @@
-//! How a tensor's elements are stored, and widening them to `f32`.
+//! How a tensor's elements are stored, widening them to `f32`, and taking blocks apart.
 
-use qwen2c_request::{bf16_to_f32, f16_to_f32};
+use qwen2c_request::{Element, Quantization, QuantizedBlock, QuantizedRows, bf16_to_f32, f16_to_f32};
 
 use crate::blocks;
 
@@ -30,9 +30,20 @@ impl Encoding {
         }
     }
 
-    /// Whether elements are integers with scales.
-    pub(crate) const fn is_quantized(self) -> bool {
-        self.block_elements() > 1
+    /// Integers and scales that a block consists of; `None` where elements stand for themselves. The
+    /// products of scales that the K types need are exact in f32 and not in f16.
+    pub(crate) const fn quantization(self) -> Option<Quantization> {
+        let (bits, group, scale, has_minimum) = match self {
+            Self::F32 | Self::F16 | Self::Bf16 => return None,
+            Self::Q4_0 => (4, 32, Element::F16, false),
+            Self::Q4_1 => (4, 32, Element::F16, true),
+            Self::Q5_0 | Self::Q8_0 => (8, 32, Element::F16, false),
+            Self::Q5_1 => (8, 32, Element::F16, true),
+            Self::Q4K => (4, 32, Element::F32, true),
+            Self::Q5K => (8, 32, Element::F32, true),
+            Self::Q6K => (8, 16, Element::F32, false),
+        };
+        Some(Quantization { bits, group, scale, has_minimum })
     }
 
     /// Bytes of that unit.
@@ -84,14 +95,52 @@ impl Encoding {
             }
             Self::F16 => decode_halves(bytes, out, f16_to_f32),
             Self::Bf16 => decode_halves(bytes, out, bf16_to_f32),
-            Self::Q4_0 => decode_blocks(bytes, out, blocks::decode_q4_0),
-            Self::Q4_1 => decode_blocks(bytes, out, blocks::decode_q4_1),
-            Self::Q5_0 => decode_blocks(bytes, out, blocks::decode_q5_0),
-            Self::Q5_1 => decode_blocks(bytes, out, blocks::decode_q5_1),
-            Self::Q8_0 => decode_blocks(bytes, out, blocks::decode_q8_0),
-            Self::Q4K => decode_blocks(bytes, out, blocks::decode_q4_k),
-            Self::Q5K => decode_blocks(bytes, out, blocks::decode_q5_k),
-            Self::Q6K => decode_blocks(bytes, out, blocks::decode_q6_k),
+            _ => self.widen_blocks(bytes, out),
+        }
+    }
+
+    /// Widens blocks of quantized types, one after the other.
+    fn widen_blocks(self, bytes: &[u8], out: &mut [f32]) {
+        let Some(quantization) = self.quantization() else { return };
+        let elements = self.block_elements() as usize;
+        let mut block = QuantizedBlock::new(quantization, 1, elements);
+        let blocks = bytes.chunks_exact(self.block_bytes() as usize).zip(out.chunks_exact_mut(elements));
+        for (bytes, out) in blocks {
+            let mut rows = block.rows(0..1);
+            self.split(bytes, &mut rows);
+            quantization.widen(elements, &rows, out);
+        }
+    }
+
+    /// Takes whole blocks of a quantized type apart: `bytes` holds as many as `out`.
+    pub(crate) fn split(self, bytes: &[u8], out: &mut QuantizedRows<'_>) {
+        debug_assert_eq!(self.bytes_of(out.integers.len() as u64), Some(bytes.len() as u64));
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => {}
+            Self::Q4_0 => self.split_blocks(bytes, out, blocks::split_q4_0),
+            Self::Q4_1 => self.split_blocks(bytes, out, blocks::split_q4_1),
+            Self::Q5_0 => self.split_blocks(bytes, out, blocks::split_q5_0),
+            Self::Q5_1 => self.split_blocks(bytes, out, blocks::split_q5_1),
+            Self::Q8_0 => self.split_blocks(bytes, out, blocks::split_q8_0),
+            Self::Q4K => self.split_blocks(bytes, out, blocks::split_q4_k),
+            Self::Q5K => self.split_blocks(bytes, out, blocks::split_q5_k),
+            Self::Q6K => self.split_blocks(bytes, out, blocks::split_q6_k),
+        }
+    }
+
+    fn split_blocks<const BYTES: usize>(
+        self,
+        bytes: &[u8],
+        out: &mut QuantizedRows<'_>,
+        split: fn(&[u8; BYTES], QuantizedRows<'_>),
+    ) {
+        let Some(quantization) = self.quantization() else { return };
+        let elements = self.block_elements() as usize;
+        let groups = elements / quantization.group as usize;
+        let of_blocks = out.integers.chunks_exact_mut(elements).zip(out.scales.chunks_exact_mut(groups));
+        let mut minima = out.minima.chunks_exact_mut(groups);
+        for (block, (integers, scales)) in bytes.as_chunks::<BYTES>().0.iter().zip(of_blocks) {
+            split(block, QuantizedRows { integers, scales, minima: minima.next().unwrap_or_default() });
         }
     }
 }
@@ -99,16 +148,5 @@ impl Encoding {
 fn decode_halves(bytes: &[u8], out: &mut [f32], widen: fn(u16) -> f32) {
     for (value, bytes) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
         *value = widen(u16::from_le_bytes(*bytes));
-    }
-}
-
-fn decode_blocks<const BYTES: usize, const ELEMENTS: usize>(
-    bytes: &[u8],
-    out: &mut [f32],
-    decode: fn(&[u8; BYTES], &mut [f32; ELEMENTS]),
-) {
-    let blocks = bytes.as_chunks::<BYTES>().0;
-    for (block, values) in blocks.iter().zip(out.as_chunks_mut::<ELEMENTS>().0) {
-        decode(block, values);
     }
 }

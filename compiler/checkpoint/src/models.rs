@@ -3,6 +3,8 @@
 //! The table serves `--model 7B --weights random`, plans, and names repositories on the hub. A
 //! checkpoint's own configuration always decides: the table is never mixed into it.
 
+use std::collections::BTreeMap;
+
 use qwen2c_format::{Diagnostic, GenerationDefaults};
 use qwen2c_graph::{ExpertConfig, Family, ModelConfig, Rope, RopeScaling};
 
@@ -182,7 +184,7 @@ impl KnownModel {
             chat_template: None,
             template_tokens: Vec::new(),
             tokenizer: TokenizerSource::Absent,
-            is_quantized: false,
+            quantized_tensors: BTreeMap::new(),
         }
     }
 

@@ -1,5 +1,6 @@
 //! From what the command line says to an opened model.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use qwen2c_format::Diagnostic;
@@ -68,7 +69,9 @@ pub fn describe_model(request: &ModelRequest<'_>) -> Result<ModelDescription, Di
         ResolvedModel::Path(path) => describe_checkpoint(&path)?,
     };
     // Random numbers replace whatever the checkpoint holds.
-    description.is_quantized &= request.weights.is_none();
+    if request.weights.is_some() {
+        description.quantized_tensors.clear();
+    }
     Ok(description)
 }
 
@@ -86,7 +89,7 @@ pub fn open_model(
     if let Some(weights) = request.weights {
         if let Some(seed) = parse_seed(weights)? {
             let description = ModelDescription {
-                is_quantized: false,
+                quantized_tensors: BTreeMap::new(),
                 ..match &resolved {
                     ResolvedModel::Known(model) => model.describe(),
                     ResolvedModel::Path(path) => describe_checkpoint(path)?,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use qwen2c_format::Diagnostic;
 use qwen2c_graph::{SourceError, TensorSource};
+use qwen2c_request::{Quantization, QuantizedRows};
 
 use crate::encoding::Encoding;
 use crate::files::OpenFile;
@@ -106,23 +107,38 @@ impl TensorTable {
         first_row: u64,
         out: &mut [f32],
     ) -> Result<(), std::io::Error> {
+        let columns = tensor.columns();
+        let rows = out.len() as u64 / columns;
+        self.for_each_run(tensor, first_row, rows, |bytes, rows| {
+            let elements = (rows.start * columns) as usize..(rows.end * columns) as usize;
+            tensor.encoding.decode(bytes, &mut out[elements]);
+        })
+    }
+
+    /// Reads `rows` rows in runs of as many as lie together and are read at once; `each` gets their bytes
+    /// and their numbers, counted from the first row.
+    fn for_each_run(
+        &self,
+        tensor: &StoredTensor,
+        first_row: u64,
+        rows: u64,
+        mut each: impl FnMut(&[u8], std::ops::Range<u64>),
+    ) -> Result<(), std::io::Error> {
         let Some(file) = self.files.get(tensor.file) else {
             return Err(std::io::Error::other("the file was not opened"));
         };
-        let columns = tensor.columns();
         let row_bytes = tensor.row_bytes();
         let rows_at_once = match tensor.order {
             RowOrder::Canonical => (READ_BYTES / row_bytes.max(1)).max(1),
             RowOrder::InterleavedHalves { .. } => 1,
         };
         let mut bytes = Vec::new();
-        let mut row = first_row;
-        for values in out.chunks_mut((rows_at_once * columns) as usize) {
-            let rows = values.len() as u64 / columns;
-            bytes.resize((rows * row_bytes) as usize, 0);
-            file.read_at(tensor.offset + tensor.order.stored_row(row) * row_bytes, &mut bytes)?;
-            tensor.encoding.decode(&bytes, values);
-            row += rows;
+        for start in (0..rows).step_by(rows_at_once as usize) {
+            let end = rows.min(start + rows_at_once);
+            bytes.resize(((end - start) * row_bytes) as usize, 0);
+            let stored_row = tensor.order.stored_row(first_row + start);
+            file.read_at(tensor.offset + stored_row * row_bytes, &mut bytes)?;
+            each(&bytes, start..end);
         }
         Ok(())
     }
@@ -136,6 +152,13 @@ impl TensorTable {
             *value = stored[tensor.order.stored_row(index) as usize];
         }
         Ok(())
+    }
+
+    fn unreadable(&self, name: &str, tensor: &StoredTensor, error: &std::io::Error) -> Diagnostic {
+        Diagnostic::new(format!("tensor `{name}` cannot be read"))
+            .at(self.place_of(tensor))
+            .cause(error.to_string())
+            .help("the file was cut short or replaced while it was read")
     }
 
     /// The tensor, if the wanted rows are its own.
@@ -178,20 +201,51 @@ impl TensorSource for TensorTable {
         } else {
             self.read_stored(stored, first_row, out)
         };
-        read.map_err(|error| {
-            Diagnostic::new(format!("tensor `{tensor}` cannot be read"))
-                .at(self.place_of(stored))
-                .cause(error.to_string())
-                .help("the file was cut short or replaced while it was read")
-        })?;
-        refuse_infinities(tensor, columns, first_row, out)
+        read.map_err(|error| self.unreadable(tensor, stored, &error))?;
+        refuse_infinities(tensor, "column", columns, first_row, out)
             .map_err(|error| error.at(self.place_of(stored)))?;
+        Ok(())
+    }
+
+    fn quantization(&self, tensor: &str) -> Option<Quantization> {
+        self.tensors.get(tensor).and_then(|tensor| tensor.encoding.quantization())
+    }
+
+    fn read_groups(
+        &self,
+        tensor: &str,
+        columns: u64,
+        first_row: u64,
+        out: &mut QuantizedRows<'_>,
+    ) -> Result<(), SourceError> {
+        let stored = self.wanted(tensor, columns, first_row, out.integers.len() as u64)?;
+        let Some(quantization) = stored.encoding.quantization() else {
+            return Err(Diagnostic::new(format!("tensor `{tensor}` is not quantized")).into());
+        };
+        let groups = columns / u64::from(quantization.group);
+        let count = out.integers.len() as u64 / columns;
+        let read = self.for_each_run(stored, first_row, count, |bytes, rows| {
+            let mut run = out.part(count as usize, rows.start as usize..rows.end as usize);
+            stored.encoding.split(bytes, &mut run);
+        });
+        read.map_err(|error| self.unreadable(tensor, stored, &error))?;
+        for values in [&*out.scales, &*out.minima] {
+            refuse_infinities(tensor, "group", groups, first_row, values)
+                .map_err(|error| error.at(self.place_of(stored)))?;
+        }
         Ok(())
     }
 }
 
 /// Refuses NaN and infinities: one of them makes every later token garbage.
-fn refuse_infinities(tensor: &str, columns: u64, first_row: u64, values: &[f32]) -> Result<(), Diagnostic> {
+/// Rows consist of `columns` values, which are called `column`.
+fn refuse_infinities(
+    tensor: &str,
+    column: &str,
+    columns: u64,
+    first_row: u64,
+    values: &[f32],
+) -> Result<(), Diagnostic> {
     const EXPONENT: u32 = 0x7f80_0000;
     // Without an early exit the loop is vectorized; the search happens only in damaged files.
     let damaged = values.iter().fold(false, |found, value| found | (value.to_bits() & EXPONENT == EXPONENT));
@@ -199,9 +253,9 @@ fn refuse_infinities(tensor: &str, columns: u64, first_row: u64, values: &[f32])
         return Ok(());
     }
     let index = values.iter().position(|value| !value.is_finite()).unwrap_or(0);
-    let (row, column) = (first_row + index as u64 / columns, index as u64 % columns);
+    let (row, number) = (first_row + index as u64 / columns, index as u64 % columns);
     Err(Diagnostic::new(format!("tensor `{tensor}` holds a value that is not a number"))
-        .found(format!("{} in row {row}, column {column}", values[index]))
+        .found(format!("{} in row {row}, {column} {number}", values[index]))
         .needed("finite numbers")
         .help("the checkpoint is damaged: fetch it again and compare its SHA-256"))
 }
@@ -220,10 +274,11 @@ mod tests {
 
     #[test]
     fn a_value_that_is_not_finite_is_named_with_its_place() {
-        let message =
-            refuse_infinities("model.norm.weight", 2, 4, &[0.0, 1.0, f32::NAN, 2.0]).unwrap_err().to_string();
+        let message = refuse_infinities("model.norm.weight", "column", 2, 4, &[0.0, 1.0, f32::NAN, 2.0])
+            .unwrap_err()
+            .to_string();
         assert!(message.contains("found: NaN in row 5, column 0"), "{message}");
-        assert!(refuse_infinities("x", 2, 0, &[f32::INFINITY, 0.0]).is_err());
-        assert!(refuse_infinities("x", 2, 0, &[f32::MAX, -0.0]).is_ok());
+        assert!(refuse_infinities("x", "column", 2, 0, &[f32::INFINITY, 0.0]).is_err());
+        assert!(refuse_infinities("x", "column", 2, 0, &[f32::MAX, -0.0]).is_ok());
     }
 }

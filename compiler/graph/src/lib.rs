@@ -17,7 +17,7 @@ mod weight;
 pub use config::{ExpertConfig, Family, ModelConfig, Rope, RopeScaling};
 pub use interpret::{InterpretError, Interpreter, Tensor};
 pub use ir::{Cache, CacheId, Graph, Op, Value, ValueId, WeightId};
-pub use model::{GraphOptions, build_graph};
+pub use model::{GraphOptions, WeightStorage, build_graph};
 pub use text::{ParseError, parse_graph, print_graph};
 pub use verify::{VerifyError, verify};
 pub use weight::{RopeTable, SourceError, TensorSource, Weight, WeightPart, WeightSource};

@@ -1,6 +1,10 @@
 //! Weights as the graph sees them: a type, and where the elements come from.
 
-use qwen2c_request::{WeightLayout, WeightType, round_row};
+mod groups;
+
+use std::ops::Range;
+
+use qwen2c_request::{Quantization, QuantizedBlock, QuantizedRows, WeightLayout, WeightType};
 
 /// Why a tensor could not be read.
 pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
@@ -21,6 +25,27 @@ pub trait TensorSource {
         first_row: u64,
         out: &mut [f32],
     ) -> Result<(), SourceError>;
+
+    /// How the tensor is quantized already; `None` where its elements stand for themselves.
+    fn quantization(&self, _tensor: &str) -> Option<Quantization> {
+        None
+    }
+
+    /// Fills `out` with the integers, scales and minima of consecutive rows of a tensor that is quantized
+    /// already. They stand for the elements that `read_rows` gives.
+    ///
+    /// # Errors
+    ///
+    /// As [`TensorSource::read_rows`], and for a tensor that is not quantized.
+    fn read_groups(
+        &self,
+        tensor: &str,
+        _columns: u64,
+        _first_row: u64,
+        _out: &mut QuantizedRows<'_>,
+    ) -> Result<(), SourceError> {
+        Err(format!("tensor `{tensor}` is not quantized").into())
+    }
 }
 
 /// A run of a weight's rows that comes from one tensor.
@@ -91,13 +116,7 @@ impl Weight {
         out: &mut [f32],
     ) -> Result<(), SourceError> {
         let columns = self.ty.columns();
-        let rows = (out.len() as u64).checked_div(columns).unwrap_or(0);
-        let end = first_row.saturating_add(rows);
-        if rows * columns != out.len() as u64 || end > self.rows() {
-            let (name, all) = (&self.name, self.rows());
-            let asked = format!("{} elements from row {first_row} on", out.len());
-            return Err(format!("weight `{name}` has {all} rows of {columns}, asked for {asked}").into());
-        }
+        self.check_rows(first_row, out.len())?;
         match &self.source {
             WeightSource::Tensors(parts) if self.ty.dimensions.len() == 1 => read_vector(parts, source, out),
             WeightSource::Tensors(parts) => self.read_matrix(parts, source, first_row, out),
@@ -114,6 +133,19 @@ impl Weight {
         }
     }
 
+    /// Refuses rows that the weight does not have.
+    fn check_rows(&self, first_row: u64, elements: usize) -> Result<(), SourceError> {
+        let columns = self.ty.columns();
+        let rows = (elements as u64).checked_div(columns).unwrap_or(0);
+        let end = first_row.saturating_add(rows);
+        if rows * columns == elements as u64 && end <= self.rows() {
+            return Ok(());
+        }
+        let (name, all) = (&self.name, self.rows());
+        let asked = format!("{elements} elements from row {first_row} on");
+        Err(format!("weight `{name}` has {all} rows of {columns}, asked for {asked}").into())
+    }
+
     /// As [`Weight::read_rows`], with every element as the program sees it: rounded to the weight's type,
     /// or quantized.
     ///
@@ -126,13 +158,17 @@ impl Weight {
         first_row: u64,
         out: &mut [f32],
     ) -> Result<(), SourceError> {
-        self.read_rows(source, first_row, out)?;
-        match self.ty.quantization {
-            Some(quantization) => {
-                out.chunks_exact_mut(self.ty.columns() as usize).for_each(|row| round_row(quantization, row));
-            }
-            None => out.iter_mut().for_each(|element| *element = self.ty.element.round(*element)),
+        if let Some(quantization) = self.ty.quantization {
+            let columns = self.ty.columns() as usize;
+            let rows = out.len() / columns;
+            let mut block = QuantizedBlock::new(quantization, rows, columns);
+            let mut groups = block.rows(0..rows);
+            self.read_groups(source, first_row, &mut groups)?;
+            quantization.widen(columns, &groups, out);
+            return Ok(());
         }
+        self.read_rows(source, first_row, out)?;
+        out.iter_mut().for_each(|element| *element = self.ty.element.round(*element));
         Ok(())
     }
 
@@ -143,18 +179,11 @@ impl Weight {
         first_row: u64,
         out: &mut [f32],
     ) -> Result<(), SourceError> {
-        let columns = self.ty.columns();
-        let end_row = first_row + out.len() as u64 / columns;
+        let columns = self.ty.columns() as usize;
+        let rows = (out.len() / columns) as u64;
         out.fill(0.0);
-        let mut part_start = 0;
-        for part in parts {
-            let start = first_row.max(part_start);
-            let end = end_row.min(part_start + part.rows);
-            if start < end {
-                let range = ((start - first_row) * columns) as usize..((end - first_row) * columns) as usize;
-                self.read_part(part, source, start - part_start, &mut out[range])?;
-            }
-            part_start += part.padded_rows;
+        for PartRows { part, first_row, rows } in part_rows(parts, first_row, rows) {
+            self.read_part(part, source, first_row, &mut out[rows.start * columns..rows.end * columns])?;
         }
         Ok(())
     }
@@ -178,6 +207,31 @@ impl Weight {
         }
         Ok(())
     }
+}
+
+/// Wanted rows that come from one part.
+struct PartRows<'a> {
+    part: &'a WeightPart,
+    /// The first, counted from the tensor's first.
+    first_row: u64,
+    /// Where they belong among the wanted rows.
+    rows: Range<usize>,
+}
+
+/// Where `rows` rows from `first_row` on come from; rows that are in no part are padding.
+fn part_rows(parts: &[WeightPart], first_row: u64, rows: u64) -> impl Iterator<Item = PartRows<'_>> {
+    let mut part_start = 0;
+    parts.iter().filter_map(move |part| {
+        let start = first_row.max(part_start);
+        let end = (first_row + rows).min(part_start + part.rows);
+        let found = (start < end).then(|| PartRows {
+            part,
+            first_row: start - part_start,
+            rows: (start - first_row) as usize..(end - first_row) as usize,
+        });
+        part_start += part.padded_rows;
+        found
+    })
 }
 
 /// Each part of a vector is a tensor with one row.

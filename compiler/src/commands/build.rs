@@ -10,7 +10,7 @@ use crate::machine;
 use crate::output::remove_on_interrupt;
 use crate::pipeline::{BuildOutcome, build};
 use crate::prediction::{DecodePrediction, MemoryTable};
-use crate::quant::quant_name;
+use crate::quant::Quant;
 use crate::report::{Report, notes};
 use crate::request::BuildRequest;
 use crate::units;
@@ -69,14 +69,15 @@ fn report(request: &BuildRequest, outcome: &BuildOutcome, out: &mut dyn Write) -
 /// A remark where the quantization is not what the user named, or makes the program larger than the
 /// checkpoint.
 fn on_quantization(request: &BuildRequest, outcome: &BuildOutcome) -> Option<String> {
-    match outcome.quantization {
-        None if outcome.description.is_quantized => Some(
-            "the checkpoint's quantized weights were widened: `--quant int8` and `int4` make the program smaller and faster"
+    let is_quantized = !outcome.description.quantized_tensors.is_empty();
+    match outcome.quant {
+        Quant::None if is_quantized => Some(
+            "the checkpoint's quantized weights were widened: `--quant keep` makes the program smaller and faster"
                 .to_owned(),
         ),
-        Some(quantization) if request.quant_is_default => Some(format!(
+        Quant::Made(_) if request.quant_is_default => Some(format!(
             "weights are quantized to {}, the default for this size: `--quant none` keeps their values",
-            quant_name(Some(quantization))
+            outcome.quant
         )),
         _ => None,
     }

@@ -15,7 +15,6 @@ use crate::machine;
 use crate::pipeline::plan_model;
 use crate::prediction::{DecodePrediction, MemoryTable};
 use crate::program::BUILD;
-use crate::quant::quant_name;
 use crate::report::{key, memory_table, prediction_lines, section};
 use crate::request::BuildRequest;
 use crate::table::{Side, Table};
@@ -85,7 +84,7 @@ fn report(
     timings: &mut Timings,
 ) -> Result<PlanReport, Failure> {
     let description = describe_model(&request.model_request())?;
-    let request = &request.for_model(&description);
+    let request = &request.for_model(&description)?;
     let config = &description.config;
     let output = request.output_path(&config.name);
     let emitted = EmittedText::new(request.emit_path(&output), request.emit.clone());
@@ -96,7 +95,7 @@ fn report(
         model: config.name.clone(),
         parameters: parameter_count(config),
         target: request.target.description().name.clone(),
-        quant: quant_name(request.quantization),
+        quant: request.quant.to_string(),
         dtype: request.dtype.name(),
         context: planned.context,
         model_maximum_context: config.max_context,

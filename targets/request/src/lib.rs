@@ -11,6 +11,7 @@
 //! outputs. The only scalars it gets are the number of rows of the step and the number of the tile.
 
 mod choice;
+mod groups;
 mod operation;
 mod quantize;
 mod tensor;
@@ -18,10 +19,10 @@ mod tensor;
 pub use choice::{
     Cost, KernelChoice, KernelRequest, LayoutOption, Target, TargetDescription, Unservable, WeightLayout,
 };
+pub use groups::{QuantizedBlock, QuantizedRows, quantize_weights, round_row};
 pub use operation::{Operation, Real};
 pub use quantize::{
     LARGEST_ACTIVATION, QuantizationError, SMALLEST_ACTIVATION, quantize_activations, quantize_groups,
-    round_row,
 };
 pub use tensor::{
     CACHE_BLOCK_POSITIONS, CacheKind, CacheType, Dimension, Element, GROUP_SIZES, Quantization, QuantizedRow,

@@ -168,20 +168,6 @@ fn square_sum(values: &[f32]) -> f32 {
     sum(sums)
 }
 
-/// Replaces each weight of a row by its quantized value, group by group.
-pub fn round_row(quantization: Quantization, row: &mut [f32]) {
-    let group = quantization.group as usize;
-    let mut integers = vec![0; row.len()];
-    let mut scales = vec![0; row.len().div_ceil(group)];
-    quantize_groups(quantization, row, &mut integers, &mut scales);
-    for ((weights, integers), scale) in row.chunks_mut(group).zip(integers.chunks(group)).zip(scales) {
-        let scale = f16_to_f32(scale);
-        for (weight, integer) in weights.iter_mut().zip(integers) {
-            *weight = f32::from(*integer) * scale;
-        }
-    }
-}
-
 /// The largest integer of an activation: the smallest is its negative, so that a sign may be moved from a
 /// weight to an activation.
 pub const LARGEST_ACTIVATION: f32 = 127.0;
@@ -334,6 +320,7 @@ fn least_squares_scale<const LARGEST: i16>(weights: &[f32], first: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::round_row;
 
     const INT4: Quantization = Quantization::signed(4, 32);
     const INT8: Quantization = Quantization::signed(8, 32);

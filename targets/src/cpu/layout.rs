@@ -88,6 +88,17 @@ impl PanelGeometry {
             (first, self.lanes.min(self.rows - first))
         }
     }
+
+    /// First row of every panel, with the rows of all matrices numbered through, and how many of its rows
+    /// exist.
+    pub(super) fn all_panel_rows(self) -> impl Iterator<Item = (u64, u64)> {
+        (0..self.matrices).flat_map(move |matrix| {
+            (0..self.panels()).map(move |panel| {
+                let (first, present) = self.panel_rows(panel);
+                (matrix * self.rows + first, present)
+            })
+        })
+    }
 }
 
 /// Groups of a chunk: with two, the scales of 16 lanes fill a cache line, and chunks start on lines.
@@ -142,18 +153,17 @@ impl ChunkGeometry {
     }
 
     /// The groups of a chunk that has `inputs`.
-    pub(super) fn groups(self, inputs: u64) -> Vec<GroupPlace> {
+    pub(super) fn groups(self, inputs: u64) -> impl Iterator<Item = GroupPlace> {
         let group = u64::from(self.quantization.group);
         let groups = inputs.div_ceil(group);
         let scales = self.dwords_bytes(inputs);
         let minima = scales + groups * self.scales_bytes();
-        let place = |index: u64| GroupPlace {
+        (0..groups).map(move |index| GroupPlace {
             dwords_at_bytes: self.dwords_bytes(index * group),
             scales_at_bytes: scales + index * self.scales_bytes(),
             minima_at_bytes: self.quantization.has_minimum.then(|| minima + index * self.scales_bytes()),
             inputs: group.min(inputs - index * group) as u32,
-        };
-        (0..groups).map(place).collect()
+        })
     }
 }
 

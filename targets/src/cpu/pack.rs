@@ -1,42 +1,68 @@
-//! Brings weights into their layout: converts or quantizes rows and streams the bytes in order.
+//! Brings weights into their layout: converts rows, or packs their integers, and streams the bytes in order.
 //!
 //! Packing has to keep pace with a disk, so no loop here decides anything for a single element: runs of
 //! a row are converted by loops that compilers turn into vector code, and what goes to one panel is
 //! written in blocks of columns that stay in the first cache while all rows add to them.
 
 use qwen2c_request::{
-    Element, Quantization, QuantizationError, WeightLayout, WeightType, f32_to_bf16, f32_to_f16,
-    quantize_groups,
+    Element, Quantization, QuantizationError, QuantizedBlock, QuantizedRows, WeightLayout, WeightType,
+    f32_to_bf16, f32_to_f16,
 };
 
-use super::layout::{CHUNK_GROUPS, ChunkGeometry, PanelGeometry, weight_bytes};
+use super::layout::{ChunkGeometry, PanelGeometry, weight_bytes};
 
-/// Fills the slice with consecutive rows of a weight from a row number on.
-pub type ReadRows<'a, E> = dyn FnMut(u64, &mut [f32]) -> Result<(), E> + 'a;
+/// Gives consecutive rows of a weight from a row number on. The rows of all matrices are numbered through.
+pub trait ReadWeight {
+    /// Why rows could not be read.
+    type Error;
+
+    /// Fills the slice with the elements of whole rows.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be read.
+    fn rows(&mut self, first_row: u64, out: &mut [f32]) -> Result<(), Self::Error>;
+
+    /// Fills whole rows of a quantized weight; tells what quantization lost.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be read.
+    fn groups(
+        &mut self,
+        first_row: u64,
+        out: &mut QuantizedRows<'_>,
+    ) -> Result<QuantizationError, Self::Error>;
+}
 
 /// Takes the next packed bytes.
 pub type WriteBytes<'a, E> = dyn FnMut(&[u8]) -> Result<(), E> + 'a;
 
-/// Packs a weight as a stream: reads row blocks through `read(first_row, rows)`, with the rows of all
-/// matrices numbered through, and hands the packed bytes to `write` in order. Exactly
+/// Packs a weight as a stream: reads rows and hands the packed bytes to `write` in order. Exactly
 /// [`qwen2c_request::Target::weight_bytes`] bytes are written; no more than one block of rows is held.
 /// Returns what quantization lost, zero for a weight that is stored as elements.
 ///
 /// # Errors
 ///
 /// The first error of `read` or `write`.
-pub fn pack_weight<E>(
+pub fn pack_weight<R: ReadWeight>(
     weight: &WeightType,
     layout: WeightLayout,
-    read: &mut ReadRows<'_, E>,
-    write: &mut WriteBytes<'_, E>,
-) -> Result<QuantizationError, E> {
+    read: &mut R,
+    write: &mut WriteBytes<'_, R::Error>,
+) -> Result<QuantizationError, R::Error> {
     let mut error = QuantizationError::default();
     let written = match layout {
         WeightLayout::RowMajor => pack_row_major(weight, read, write)?,
         WeightLayout::Panels { lanes, pair, separate_halves } => {
             let geometry = PanelGeometry::new(weight, lanes, pair, separate_halves);
-            pack_panels(geometry, weight.element, &mut error, read, write)?
+            match geometry.quantization {
+                Some(quantization) => {
+                    error = pack_quantized_panels(geometry, quantization, read, write)?;
+                }
+                None => pack_panels(geometry, weight.element, read, write)?,
+            }
+            geometry.matrices * geometry.matrix_bytes()
         }
     };
     let padding = weight_bytes(weight, layout) - written;
@@ -47,18 +73,18 @@ pub fn pack_weight<E>(
 /// Rows converted at a time in row-major order.
 const ROW_MAJOR_BLOCK_ROWS: u64 = 16;
 
-fn pack_row_major<E>(
+fn pack_row_major<R: ReadWeight>(
     weight: &WeightType,
-    read: &mut ReadRows<'_, E>,
-    write: &mut WriteBytes<'_, E>,
-) -> Result<u64, E> {
+    read: &mut R,
+    write: &mut WriteBytes<'_, R::Error>,
+) -> Result<u64, R::Error> {
     let (rows, columns, element_bytes) =
         (weight.rows(), weight.columns() as usize, weight.element.bytes() as usize);
     let mut values = vec![0.0; ROW_MAJOR_BLOCK_ROWS.min(rows) as usize * columns];
     let mut bytes = vec![0; values.len() * element_bytes];
     for first in (0..rows).step_by(ROW_MAJOR_BLOCK_ROWS as usize) {
         let elements = ROW_MAJOR_BLOCK_ROWS.min(rows - first) as usize * columns;
-        read(first, &mut values[..elements])?;
+        read.rows(first, &mut values[..elements])?;
         convert(weight.element, &values[..elements], &mut bytes);
         write(&bytes[..elements * element_bytes])?;
     }
@@ -82,35 +108,47 @@ fn put<const BYTES: usize>(values: &[f32], out: &mut [u8], bytes_of: impl Fn(f32
     }
 }
 
-fn pack_panels<E>(
+fn pack_panels<R: ReadWeight>(
     geometry: PanelGeometry,
     element: Element,
-    error: &mut QuantizationError,
-    read: &mut ReadRows<'_, E>,
-    write: &mut WriteBytes<'_, E>,
-) -> Result<u64, E> {
+    read: &mut R,
+    write: &mut WriteBytes<'_, R::Error>,
+) -> Result<(), R::Error> {
     let columns = geometry.columns as usize;
     let mut values = vec![0.0; geometry.lanes as usize * columns];
     let mut bytes = vec![0; geometry.panel_bytes() as usize];
-    for matrix in 0..geometry.matrices {
-        for panel in 0..geometry.panels() {
-            let (first, present) = geometry.panel_rows(panel);
-            let values = &mut values[..present as usize * columns];
-            read(matrix * geometry.rows + first, values)?;
-            if present < geometry.lanes {
-                // The panel before left its numbers where no row will write.
-                bytes.fill(0);
-            }
-            match geometry.quantization {
-                Some(quantization) => {
-                    *error += fill_quantized_panel(geometry, quantization, values, &mut bytes);
-                }
-                None => fill_panel(geometry, element, values, &mut bytes),
-            }
-            write(&bytes)?;
+    for (first, present) in geometry.all_panel_rows() {
+        let values = &mut values[..present as usize * columns];
+        read.rows(first, values)?;
+        if present < geometry.lanes {
+            // The panel before left its numbers where no row will write.
+            bytes.fill(0);
         }
+        fill_panel(geometry, element, values, &mut bytes);
+        write(&bytes)?;
     }
-    Ok(geometry.matrices * geometry.matrix_bytes())
+    Ok(())
+}
+
+fn pack_quantized_panels<R: ReadWeight>(
+    geometry: PanelGeometry,
+    quantization: Quantization,
+    read: &mut R,
+    write: &mut WriteBytes<'_, R::Error>,
+) -> Result<QuantizationError, R::Error> {
+    let mut error = QuantizationError::default();
+    let mut block = QuantizedBlock::new(quantization, geometry.lanes as usize, geometry.columns as usize);
+    let mut bytes = vec![0; geometry.panel_bytes() as usize];
+    for (first, present) in geometry.all_panel_rows() {
+        let mut rows = block.rows(0..present as usize);
+        error += read.groups(first, &mut rows)?;
+        if present < geometry.lanes {
+            bytes.fill(0);
+        }
+        fill_quantized_panel(geometry, quantization, &rows, &mut bytes);
+        write(&bytes)?;
+    }
+    Ok(error)
 }
 
 /// Columns of an unquantized panel that are converted at a time, a multiple of every `pair`.
@@ -151,48 +189,54 @@ fn scatter<const BYTES: usize>(units: &[u8], lanes: usize, lane: usize, out: &mu
     }
 }
 
-/// Groups of a row that are quantized at a time.
+/// Groups of a row that are packed at a time.
 const BLOCK_GROUPS: usize = 16;
 
-/// Quantizes the rows of a panel into chunks, as [`ChunkGeometry`] says.
+/// Puts the rows of a panel into chunks, as [`ChunkGeometry`] says.
 fn fill_quantized_panel(
     geometry: PanelGeometry,
     quantization: Quantization,
-    values: &[f32],
+    rows: &QuantizedRows<'_>,
     bytes: &mut [u8],
-) -> QuantizationError {
-    let mut error = QuantizationError::default();
+) {
     let (columns, lanes) = (geometry.columns as usize, geometry.lanes as usize);
-    let block_columns = BLOCK_GROUPS * quantization.group as usize;
+    let group = quantization.group as usize;
+    let groups = columns.div_ceil(group);
+    let block_columns = BLOCK_GROUPS * group;
     let per_dword = quantization.per_dword() as usize;
     let chunks = ChunkGeometry { lanes: geometry.lanes, quantization };
     let chunk_inputs = chunks.inputs() as usize;
-    let mut integers = vec![0; block_columns];
+    let whole_bytes = chunks.bytes(chunk_inputs as u64) as usize;
+    // The last group may end within a dword; what is absent is zero with its bias.
+    let mut integers = vec![-quantization.bias() as i8; block_columns];
     let mut packed = vec![0; block_columns / per_dword * 4];
     for first in (0..columns).step_by(block_columns) {
         let present = block_columns.min(columns - first);
         let out = &mut bytes[chunks.bytes(first as u64) as usize..];
-        let mut found = [0; BLOCK_GROUPS];
-        let found = &mut found[..present.div_ceil(quantization.group as usize)];
-        // The last group may end within a dword; what is absent is zero with its bias.
         integers[present..].fill(-quantization.bias() as i8);
         let dwords = &mut packed[..present.div_ceil(per_dword) * 4];
-        for (lane, row) in values.chunks_exact(columns).enumerate() {
-            error += quantize_groups(quantization, &row[first..][..present], &mut integers[..present], found);
+        for (lane, row) in rows.integers.chunks_exact(columns).enumerate() {
+            integers[..present].copy_from_slice(&row[first..][..present]);
             pack_integers(quantization, &integers, dwords);
-            let whole_bytes = chunks.bytes(chunk_inputs as u64) as usize;
-            let of_chunks =
-                dwords.chunks(chunk_inputs / per_dword * 4).zip(found.chunks(CHUNK_GROUPS as usize));
-            for ((dwords, found), out) in of_chunks.zip(out.chunks_mut(whole_bytes)) {
-                let (out, scales) = out.split_at_mut(dwords.len() * lanes);
+            let of_chunks = dwords.chunks(chunk_inputs / per_dword * 4).zip(out.chunks_mut(whole_bytes));
+            for (index, (dwords, out)) in of_chunks.enumerate() {
                 scatter::<4>(dwords, lanes, lane, out);
-                for (group, scale) in found.iter().enumerate() {
-                    scales[(group * lanes + lane) * 2..][..2].copy_from_slice(&scale.to_le_bytes());
+                let first = first + index * chunk_inputs;
+                let inputs = chunk_inputs.min(columns - first) as u64;
+                for (place, group) in chunks.groups(inputs).zip(lane * groups + first / group..) {
+                    let scale_bytes = quantization.scale.bytes() as usize;
+                    let mut put = |at_bytes: u64, scaling: f32| {
+                        let out = &mut out[at_bytes as usize + lane * scale_bytes..][..scale_bytes];
+                        convert(quantization.scale, &[scaling], out);
+                    };
+                    put(place.scales_at_bytes, rows.scales[group]);
+                    if let Some(at_bytes) = place.minima_at_bytes {
+                        put(at_bytes, rows.minima[group]);
+                    }
                 }
             }
         }
     }
-    error
 }
 
 /// Biased integers as bytes, or as halves of bytes that lie four apart.
@@ -214,6 +258,7 @@ fn pack_integers(quantization: Quantization, integers: &[i8], out: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::tests::weights::{FORMATS, dequantized, pack};
     use proptest::prelude::*;
     use qwen2c_request::{Dimension, bf16_to_f32, f16_to_f32};
 
@@ -258,25 +303,6 @@ mod tests {
         get_element(ty.element, &bytes[(index * size) as usize..][..size as usize])
     }
 
-    fn pack(ty: &WeightType, layout: WeightLayout, values: &[f32]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        let columns = ty.columns() as usize;
-        pack_weight::<()>(
-            ty,
-            layout,
-            &mut |first, out| {
-                out.copy_from_slice(&values[first as usize * columns..][..out.len()]);
-                Ok(())
-            },
-            &mut |block| {
-                bytes.extend_from_slice(block);
-                Ok(())
-            },
-        )
-        .unwrap();
-        bytes
-    }
-
     proptest! {
         #[test]
         fn every_element_is_found_where_the_layout_says(
@@ -302,36 +328,52 @@ mod tests {
     }
 
     #[test]
-    fn quantized_panels_hold_chunks_of_dwords_and_scales() {
-        for (bits, pair, columns) in [(8, 4, 70), (4, 8, 70), (4, 8, 32), (4, 8, 1100), (8, 4, 135)] {
-            let quantization = Quantization::signed(bits, 32);
+    fn quantized_panels_hold_chunks_of_dwords_scales_and_minima() {
+        for (quantization, columns) in
+            FORMATS.into_iter().flat_map(|q| [(q, 32), (q, 70), (q, 1100), (q, 135)])
+        {
             let mut ty = weight(&[11, columns], Element::Bf16);
             ty.quantization = Some(quantization);
+            let pair = quantization.per_dword();
             let layout = WeightLayout::Panels { lanes: 8, pair, separate_halves: false };
             let values: Vec<f32> =
                 (0..11 * columns).map(|index| ((index * 37 % 101) as f32 - 50.0) / 64.0).collect();
             let bytes = pack(&ty, layout, &values);
             assert_eq!(bytes.len() as u64, weight_bytes(&ty, layout));
             let geometry = PanelGeometry::new(&ty, 8, pair, false);
-            for (row, expected) in values.chunks(columns as usize).enumerate() {
-                let mut expected = expected.to_vec();
-                qwen2c_request::round_row(quantization, &mut expected);
+            let expected = dequantized(quantization, &values, columns);
+            for (row, expected) in expected.chunks(columns as usize).enumerate() {
                 let panel = &bytes[row / 8 * geometry.panel_bytes() as usize..];
                 for (column, expected) in expected.iter().enumerate() {
-                    // A chunk: the dwords of 64 inputs of 8 rows, then 2 · 8 scales.
-                    let chunk = &panel[column / 64 * (64 / pair as usize * 8 * 4 + 2 * 8 * 2)..];
-                    let inputs = 64.min(columns as usize - column / 64 * 64);
-                    let scales = &chunk[inputs.div_ceil(pair as usize) * 8 * 4..];
-                    let dword = &chunk[(column % 64 / pair as usize * 8 + row % 8) * 4..][..4];
-                    let dword = u32::from_le_bytes(dword.try_into().unwrap());
-                    let field = dword >> quantization.first_bit(column as u32 % pair) & ((1 << bits) - 1);
-                    let integer = field as i32 - (1 << (bits - 1));
-                    let scale = &scales[(column % 64 / 32 * 8 + row % 8) * 2..][..2];
-                    let scale = f16_to_f32(u16::from_le_bytes(scale.try_into().unwrap()));
-                    assert_eq!(integer as f32 * scale, *expected, "row {row}, column {column}");
+                    let found = unpack_integer(quantization, panel, columns as usize, row % 8, column);
+                    assert_eq!(found, *expected, "{quantization}, row {row}, column {column}");
                 }
             }
         }
+    }
+
+    /// The weight at `column` of a panel's row, written from the layout's definition: chunks are the dwords
+    /// of two groups of 8 rows, then `[group, row]` scales, then minima.
+    fn unpack_integer(format: Quantization, panel: &[u8], columns: usize, row: usize, column: usize) -> f32 {
+        let (group, pair) = (format.group as usize, format.per_dword() as usize);
+        let (scale_bytes, scalings) = (format.scale.bytes() as usize, if format.has_minimum { 2 } else { 1 });
+        let chunk =
+            &panel[column / (2 * group) * (2 * group / pair * 8 * 4 + scalings * 2 * 8 * scale_bytes)..];
+        let (column, columns) = (column % (2 * group), columns - column / (2 * group) * 2 * group);
+        let inputs = columns.min(2 * group);
+        let scaling = |index: usize| {
+            let at = inputs.div_ceil(pair) * 8 * 4 + (index * 8 + row) * scale_bytes;
+            let bytes = &chunk[at..][..scale_bytes];
+            get_element(format.scale, bytes)
+        };
+        let dword = &chunk[(column / pair * 8 + row) * 4..][..4];
+        let dword = u32::from_le_bytes(dword.try_into().unwrap());
+        let field = dword >> format.first_bit((column % pair) as u32) & ((1 << format.bits) - 1);
+        let scale = scaling(column / group);
+        if format.has_minimum {
+            return field as f32 * scale + scaling(inputs.div_ceil(group) + column / group);
+        }
+        (field as i32 - (1 << (format.bits - 1))) as f32 * scale
     }
 
     #[test]

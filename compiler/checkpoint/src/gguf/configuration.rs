@@ -1,14 +1,19 @@
 //! The metadata of a GGUF file as a model's description.
 
+use std::collections::BTreeMap;
+
 use qwen2c_format::{Diagnostic, GenerationDefaults};
 use qwen2c_graph::{ExpertConfig, Family, ModelConfig, Rope, RopeScaling};
+use qwen2c_request::Quantization;
 use serde_json::{Map, Value};
 
 use super::header::{GgufFile, MetadataValue};
+use super::names::canonical_tensors;
 use super::vocabulary::{GgufVocabulary, read_vocabulary};
 use crate::config::{FieldReader, check_limits, config_fields, model_name, yarn_scaling};
 use crate::description::{ModelDescription, TokenizerSource};
 use crate::generation::check_ids;
+use crate::tensors::StoredTensor;
 
 /// Describes the model of a GGUF file.
 pub(crate) fn describe_gguf(gguf: &GgufFile) -> Result<ModelDescription, Diagnostic> {
@@ -39,9 +44,18 @@ pub(crate) fn describe_gguf(gguf: &GgufFile) -> Result<ModelDescription, Diagnos
         chat_template: reader.text("tokenizer.chat_template")?.map(str::to_owned),
         template_tokens: vocabulary.as_ref().map(template_tokens).unwrap_or_default(),
         tokenizer: vocabulary.map_or(TokenizerSource::Absent, |known| TokenizerSource::Gguf(known.tokenizer)),
-        is_quantized: gguf.tensors.values().any(|tensor| tensor.encoding.is_quantized()),
+        quantized_tensors: quantized_tensors(gguf, &config)?,
         config,
     })
+}
+
+/// The tensors that consist of blocks, with what the blocks consist of.
+fn quantized_tensors(
+    gguf: &GgufFile,
+    config: &ModelConfig,
+) -> Result<BTreeMap<String, Quantization>, Diagnostic> {
+    let quantized = |(name, tensor): (String, StoredTensor)| Some((name, tensor.encoding.quantization()?));
+    Ok(canonical_tensors(gguf, config)?.into_iter().filter_map(quantized).collect())
 }
 
 /// Refuses one file of several: the others' tensors would be missing.

@@ -4,7 +4,7 @@ use qwen2c_request::{
     CacheKind, CacheType, Dimension, Element, Operation, Quantization, Real, TensorType, WeightType,
 };
 
-use super::GraphOptions;
+use super::{GraphOptions, WeightStorage};
 use crate::{CacheId, Graph, ModelConfig, Op, ValueId, Weight, WeightId, WeightPart, WeightSource};
 
 /// A product and nothing else.
@@ -88,37 +88,36 @@ impl<'a> Builder<'a> {
     /// A vector kept in f32: norm weights and biases.
     pub(super) fn vector(&mut self, name: &str, extent: Extent, tensor: &str) -> WeightId {
         let part = WeightPart { tensor: self.tensor(tensor), rows: extent.1, padded_rows: extent.1 };
-        self.weight(name, &[extent], Element::F32, None, vec![part])
+        self.exact_weight(name, &[extent], part)
     }
 
     /// A linear weight `[output, input]` in the program's type.
     pub(super) fn matrix(&mut self, name: &str, extents: [Extent; 2], tensor: &str) -> WeightId {
-        self.typed_matrix(name, extents, tensor, self.options.dtype, self.quantization())
+        let rows = extents[0].1;
+        let part = WeightPart { tensor: self.tensor(tensor), rows, padded_rows: rows };
+        self.linear_weight(name, &extents, vec![part])
     }
 
     /// A linear weight `[output, input]` kept in f32: what decides between experts.
     pub(super) fn exact_matrix(&mut self, name: &str, extents: [Extent; 2], tensor: &str) -> WeightId {
-        self.typed_matrix(name, extents, tensor, Element::F32, None)
-    }
-
-    /// How linear weights are quantized here: embedding and head, which stand outside the blocks, one step
-    /// finer than the blocks, since every token passes through them.
-    fn quantization(&self) -> Option<Quantization> {
-        let quantization = self.options.quantization?;
-        Some(if self.layer.is_some() { quantization } else { Quantization { bits: 8, ..quantization } })
-    }
-
-    fn typed_matrix(
-        &mut self,
-        name: &str,
-        extents: [Extent; 2],
-        tensor: &str,
-        element: Element,
-        quantization: Option<Quantization>,
-    ) -> WeightId {
         let rows = extents[0].1;
         let part = WeightPart { tensor: self.tensor(tensor), rows, padded_rows: rows };
-        self.weight(name, &extents, element, quantization, vec![part])
+        self.exact_weight(name, &extents, part)
+    }
+
+    /// How a linear weight made of these parts is quantized. Embedding and head, which stand outside the
+    /// blocks, are quantized one step finer than the blocks, since every token passes through them.
+    fn quantization(&self, parts: &[WeightPart]) -> Option<Quantization> {
+        match &self.options.storage {
+            WeightStorage::Elements => None,
+            WeightStorage::Quantized(quantization) if self.layer.is_some() => Some(*quantization),
+            WeightStorage::Quantized(quantization) => Some(Quantization { bits: 8, ..*quantization }),
+            WeightStorage::Kept(tensors) => {
+                let mut found = parts.iter().map(|part| tensors.get(&part.tensor).copied());
+                let first = found.next()??;
+                found.all(|quantization| quantization == Some(first)).then_some(first)
+            }
+        }
     }
 
     /// Weights of all experts, `[experts, output, input]`; `tensor` names that of an expert.
@@ -131,7 +130,16 @@ impl<'a> Builder<'a> {
         let [(_, experts), (_, rows), _] = extents;
         let part = |expert| WeightPart { tensor: self.tensor(&tensor(expert)), rows, padded_rows: rows };
         let parts = (0..experts).map(part).collect();
-        self.weight(name, &extents, self.options.dtype, self.quantization(), parts)
+        self.linear_weight(name, &extents, parts)
+    }
+
+    fn linear_weight(&mut self, name: &str, extents: &[Extent], parts: Vec<WeightPart>) -> WeightId {
+        let quantization = self.quantization(&parts);
+        self.weight(name, extents, self.options.dtype, quantization, parts)
+    }
+
+    fn exact_weight(&mut self, name: &str, extents: &[Extent], part: WeightPart) -> WeightId {
+        self.weight(name, extents, Element::F32, None, vec![part])
     }
 
     fn weight(

@@ -12,18 +12,32 @@ mod mlp;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
+
 use qwen2c_request::{Element, Operation, Quantization, Real};
 
 use crate::{Graph, ModelConfig, ValueId};
 use builder::Builder;
+
+/// How linear weights are stored. Routers, norms and biases are elements in f32 anyway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WeightStorage {
+    /// As elements.
+    Elements,
+    /// Quantized alike: the blocks in this way, embedding and head to 8 bits in the same groups.
+    Quantized(Quantization),
+    /// Each as its tensors are quantized already, by canonical name; as elements where they are not, or not
+    /// alike.
+    Kept(BTreeMap<String, Quantization>),
+}
 
 /// What a graph depends on beside the model's configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GraphOptions {
     /// Type of activations, linear weights, embedding and caches: not [`Element::I32`].
     pub dtype: Element,
-    /// Quantization of the blocks' linear weights; embedding and head take 8 bits of the same group.
-    pub quantization: Option<Quantization>,
+    /// How linear weights are stored.
+    pub storage: WeightStorage,
     /// Positions of a slot's cache.
     pub context: u64,
     /// Sequences served at once.

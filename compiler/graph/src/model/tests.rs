@@ -1,6 +1,6 @@
 use qwen2c_request::{Element, Operation};
 
-use super::{GraphOptions, build_graph};
+use super::{GraphOptions, WeightStorage, build_graph};
 use crate::{ExpertConfig, Family, ModelConfig, Rope, RopeScaling, parse_graph, print_graph, verify};
 
 /// Two layers, grouped heads, a tied head, sizes that no vector width divides.
@@ -44,7 +44,13 @@ fn tiny_experts() -> ModelConfig {
 }
 
 fn options() -> GraphOptions {
-    GraphOptions { dtype: Element::Bf16, quantization: None, context: 64, slots: 1, layers: None }
+    GraphOptions {
+        dtype: Element::Bf16,
+        storage: WeightStorage::Elements,
+        context: 64,
+        slots: 1,
+        layers: None,
+    }
 }
 
 #[test]

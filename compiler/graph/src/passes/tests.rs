@@ -8,7 +8,7 @@ use qwen2c_request::{Element, Operation};
 use super::{PASSES, PassContext, PassFunction, run_passes};
 use crate::{
     ExpertConfig, Family, Graph, GraphOptions, Interpreter, ModelConfig, Rope, RopeScaling, SourceError,
-    TensorSource, build_graph, parse_graph, print_graph, verify,
+    TensorSource, WeightStorage, build_graph, parse_graph, print_graph, verify,
 };
 
 /// A model of two layers, every width odd for a vector of 8.
@@ -166,7 +166,8 @@ pub(crate) fn passed(
     max_rows: u64,
     disabled: &BTreeSet<&str>,
 ) -> Graph {
-    let options = GraphOptions { dtype, quantization: None, context: 32, slots: 1, layers: None };
+    let options =
+        GraphOptions { dtype, storage: WeightStorage::Elements, context: 32, slots: 1, layers: None };
     let mut graph = build_graph(config, &options);
     run_passes(&mut graph, &context(config, max_rows), disabled, &mut |_, _, _| {})
         .unwrap_or_else(|error| panic!("{error}: {}", error.cause));
@@ -271,8 +272,13 @@ fn graphs_after_all_passes() {
 #[test]
 fn reports_tell_what_was_saved() {
     let config = tiny_config();
-    let options =
-        GraphOptions { dtype: Element::Bf16, quantization: None, context: 32, slots: 1, layers: None };
+    let options = GraphOptions {
+        dtype: Element::Bf16,
+        storage: WeightStorage::Elements,
+        context: 32,
+        slots: 1,
+        layers: None,
+    };
     let mut graph = build_graph(&config, &options);
     let mut seen = Vec::new();
     let disabled = BTreeSet::from(["fuse_attention"]);

@@ -4,6 +4,7 @@ mod attention;
 mod elementwise;
 mod experts;
 mod products;
+pub(super) mod weights;
 
 use std::ffi::{CString, c_void};
 use std::process::Command;
@@ -11,12 +12,12 @@ use std::process::Command;
 use qwen2c_request::{
     CacheKind, CacheType, Dimension, Element, KernelRequest, Operation, Quantization, QuantizedRow, Real,
     Size, Target, TensorType, WeightLayout, WeightType, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16,
-    quantize_activations, round_row,
+    quantize_activations,
 };
 
 use super::describe::{CpuTarget, resolve_target};
 use super::emit::{KeepText, KernelSource, compile_kernels};
-use super::pack::pack_weight;
+use weights::{FORMATS, dequantized, pack};
 
 /// The targets that this machine can run, at least the lowest.
 fn targets() -> Vec<CpuTarget> {
@@ -187,21 +188,7 @@ fn run(
     let mut buffers: Vec<Vec<u8>> =
         request.inputs.iter().zip(inputs).map(|(ty, x)| value_bytes(ty, x)).collect();
     for ((ty, layout), values) in request.weights.iter().zip(&layouts).zip(weights) {
-        let mut bytes = Vec::new();
-        pack_weight::<()>(
-            ty,
-            *layout,
-            &mut |first, out| {
-                out.copy_from_slice(&values[(first * ty.columns()) as usize..][..out.len()]);
-                Ok(())
-            },
-            &mut |block| {
-                bytes.extend_from_slice(block);
-                Ok(())
-            },
-        )
-        .unwrap();
-        buffers.push(bytes);
+        buffers.push(pack(ty, *layout, values));
     }
     let first_cache = buffers.len();
     buffers.extend(caches.iter().cloned());
@@ -263,11 +250,4 @@ fn product(x: &[f32], w: &[f32], inputs: usize) -> Vec<f32> {
     x.chunks(inputs)
         .flat_map(|row| w.chunks(inputs).map(|weights| row.iter().zip(weights).map(|(x, w)| x * w).sum()))
         .collect()
-}
-
-/// `values` as the packer quantizes them.
-fn dequantized(quantization: Quantization, values: &[f32], columns: u64) -> Vec<f32> {
-    let mut values = values.to_vec();
-    values.chunks_mut(columns as usize).for_each(|row| round_row(quantization, row));
-    values
 }

@@ -55,8 +55,7 @@ fn products_of_all_types_sizes_and_epilogues() {
 #[test]
 fn products_and_gathers_of_quantized_weights() {
     for target in targets() {
-        for (bits, group) in [(8, 32), (4, 32), (4, 64), (8, 128), (4, 128)] {
-            let quantization = Quantization::signed(bits, group);
+        for quantization in FORMATS {
             for (element, inputs, outputs, count, max_rows) in [
                 (Element::Bf16, 128_u64, 64_u64, 1_u64, 1_u64),
                 (Element::Bf16, 101, 107, 1, 1),
@@ -107,8 +106,7 @@ fn extremes(count: u64) -> Vec<f32> {
 #[test]
 fn products_of_integers() {
     for target in targets() {
-        for (bits, group) in [(8, 32), (4, 32), (4, 64), (8, 128), (4, 128)] {
-            let quantization = Quantization::signed(bits, group);
+        for quantization in FORMATS {
             for (inputs, outputs, count, max_rows) in [
                 (128_u64, 64_u64, 1_u64, 1_u64),
                 (101, 107, 1, 1),
@@ -120,7 +118,7 @@ fn products_of_integers() {
                 w_type.quantization = Some(quantization);
                 let mut ty = request(
                     Operation::Matmul { bias: false, residual: false, silu_multiply: false },
-                    vec![rows(Element::I8 { group }, &[inputs])],
+                    vec![rows(Element::I8 { group: quantization.group }, &[inputs])],
                     vec![w_type],
                     vec![rows(Element::F32, &[outputs])],
                 );
@@ -132,7 +130,8 @@ fn products_of_integers() {
                     let found =
                         run(&target, &ty, count, std::slice::from_ref(&x), std::slice::from_ref(&w), &mut []);
                     let mut x = x;
-                    x.chunks_mut(inputs as usize).for_each(|row| quantize_activations(group, row));
+                    x.chunks_mut(inputs as usize)
+                        .for_each(|row| quantize_activations(quantization.group, row));
                     let w = dequantized(quantization, &w, inputs);
                     assert_close(&found[0], &product(&x, &w, inputs as usize), 1e-5);
                 }
@@ -144,7 +143,7 @@ fn products_of_integers() {
 #[test]
 fn rows_are_quantized_as_defined() {
     for target in targets() {
-        for group in [32, 64, 128] {
+        for group in [16, 32, 64, 128] {
             for (element, extents) in [
                 (Element::Bf16, vec![256_u64]),
                 (Element::F16, vec![101]),

@@ -4,7 +4,7 @@ use qwen2c_request::Element;
 
 use crate::{
     ExpertConfig, Family, Graph, GraphOptions, Interpreter, ModelConfig, Rope, RopeScaling, RopeTable,
-    SourceError, TensorSource, WeightSource, build_graph,
+    SourceError, TensorSource, WeightSource, WeightStorage, build_graph,
 };
 
 /// Tensors of small numbers that follow from the tensor's name and the element's place.
@@ -55,8 +55,10 @@ fn graph(dtype: Element) -> Graph {
             dense_layers: Vec::new(),
         }),
     };
-    let mut graph =
-        build_graph(&config, &GraphOptions { dtype, quantization: None, context: 8, slots: 2, layers: None });
+    let mut graph = build_graph(
+        &config,
+        &GraphOptions { dtype, storage: WeightStorage::Elements, context: 8, slots: 2, layers: None },
+    );
     let table = RopeTable { inverse_frequencies: vec![1.0, 0.2, 0.05], attention_factor: 1.0 };
     graph.weights[0].source = WeightSource::RopeTable(table);
     graph
