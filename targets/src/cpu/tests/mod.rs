@@ -17,7 +17,7 @@ use qwen2c_request::{
 
 use super::describe::{CpuTarget, resolve_target};
 use super::emit::{KeepText, KernelSource, compile_kernels};
-use weights::{FORMATS, dequantized, pack};
+use weights::{FORMATS, dequantized, is_made, pack};
 
 /// The targets that this machine can run, at least the lowest.
 fn targets() -> Vec<CpuTarget> {

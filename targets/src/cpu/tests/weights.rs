@@ -74,6 +74,11 @@ pub(in crate::cpu) fn dequantized(quantization: Quantization, values: &[f32], co
     widened
 }
 
+/// Whether the compiler quantizes to this format.
+pub(in crate::cpu) fn is_made(quantization: Quantization) -> bool {
+    quantization == Quantization::signed(quantization.bits, quantization.group)
+}
+
 /// As the compiler does, or, in formats of checkpoints, from the range of each group.
 fn quantize(
     quantization: Quantization,
@@ -81,13 +86,15 @@ fn quantize(
     values: &[f32],
     out: &mut QuantizedRows<'_>,
 ) -> QuantizationError {
-    if quantization == Quantization::signed(quantization.bits, quantization.group) {
+    if is_made(quantization) {
         return quantize_weights(quantization, columns, values, out);
     }
     let group = quantization.group as usize;
+    // Finer scales are products of halves with small integers, as checkpoints have them: products with
+    // integers are exact then, and a kernel that contracts operations gives the same bits.
     let in_format = |scaling: f32| match quantization.scale {
         Element::F16 => f16_to_f32(f32_to_f16(scaling)),
-        _ => scaling,
+        _ => f16_to_f32(f32_to_f16(scaling / 13.0)) * 13.0,
     };
     let groups = columns.div_ceil(group);
     for (row, values) in values.chunks(columns).enumerate() {
