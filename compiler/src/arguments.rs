@@ -59,7 +59,7 @@ pub(crate) struct BuildArguments {
     /// Revision of the checkpoint on the hub
     #[arg(long, value_name = "R")]
     pub(crate) revision: Option<String>,
-    /// Quantization of the weights
+    /// Quantization of the weights [default: keep for a quantized checkpoint, else by size]
     #[arg(long, value_name = "none|int8[:GROUP]|int4[:GROUP]|keep")]
     pub(crate) quant: Option<String>,
     /// Type of activations and of weights that are not quantized: f32, bf16 or f16

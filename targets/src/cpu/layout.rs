@@ -106,8 +106,8 @@ pub(super) const CHUNK_GROUPS: u64 = 2;
 
 /// How a quantized panel lies in memory: chunk after chunk of two groups, each the dwords of both,
 /// `[dwords, lanes]` in the order of [`Quantization::first_bit`], then their scales, `[groups, lanes]`, then
-/// their minima, `[groups, lanes]`, where they have them. So a panel is one stream of memory from front to back. The last chunk may have
-/// one group, and its last group fewer inputs.
+/// their minima, `[groups, lanes]`, where they have them. So a panel is one stream of memory from front to
+/// back. The last chunk may have one group, and its last group fewer inputs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ChunkGeometry {
     /// Rows of the panel.
