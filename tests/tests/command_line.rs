@@ -74,7 +74,6 @@ fn wrong_usage_of_the_compiler_ends_with_2() {
 fn what_later_versions_will_do_is_refused_by_name() {
     let model = Golden::load("dense-gqa").model();
     let model = model.to_str().expect("UTF-8");
-    qwen2c(&["build", "--model", model, "--quant", "keep", "-o", "/nonexistent/p"]).refused(1, &["keep"]);
     qwen2c(&["build", "--model", model, "--target", "sm_80", "-o", "/nonexistent/p"]).refused(1, &["sm_80"]);
 }
 
