@@ -1,7 +1,7 @@
 //! Starting a program and looking at what came out.
 
-use std::io::{Read, Write};
-use std::process::{Command, ExitStatus, Stdio};
+use std::io::{ErrorKind, Read, Write};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// Longer than any single build or answer of the tests takes on a busy machine.
@@ -73,6 +73,21 @@ impl Outcome {
     }
 }
 
+/// Starts a program that a test may just have written. A child that another test's thread has forked
+/// meanwhile holds the file open for writing until it executes its own program; the system then calls the
+/// file busy.
+fn spawn(command: &mut Command) -> std::io::Result<Child> {
+    for _ in 0..200 {
+        match command.spawn() {
+            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            outcome => return outcome,
+        }
+    }
+    command.spawn()
+}
+
 /// Runs to the end, with nothing on standard input.
 #[track_caller]
 pub fn run(command: &mut Command) -> Outcome {
@@ -84,7 +99,7 @@ pub fn run(command: &mut Command) -> Outcome {
 pub fn run_with_input(command: &mut Command, input: &[u8]) -> Outcome {
     let text = format!("{command:?}");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap_or_else(|error| panic!("{text} did not start: {error}"));
+    let mut child = spawn(command).unwrap_or_else(|error| panic!("{text} did not start: {error}"));
     let mut stdin = child.stdin.take().expect("piped");
     let mut stdout = child.stdout.take().expect("piped");
     let mut stderr = child.stderr.take().expect("piped");
