@@ -18,7 +18,7 @@ use qwen2c_request::{CACHE_BLOCK_POSITIONS, Element};
 
 use super::Kernel;
 use super::attention_block::{
-    BlockQuery, block_scores, block_weights, score_scratch, store_in_head, vectors_beside, weighted_values,
+    BlockQuery, block_scores, block_weights, store_in_head, vectors_beside, weighted_values,
 };
 use super::cache::HeadCache;
 use super::functions::exp;
@@ -79,7 +79,10 @@ pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, tile: Val<'k>, scale: f32) {
     let (heads, side_by_side) = (heads_of_kv_head(kernel), queries_of_tile(kernel));
     let padded = layout::padded_head_dim(kernel.lanes, kernel.cache_type(0).head_dim);
     let scratch: Vec<Scratch<'k>> = (0..side_by_side)
-        .map(|_| Scratch { scores: score_scratch(k), out: k.stack_array(Element::F32, padded) })
+        .map(|_| Scratch {
+            scores: k.stack_array(Element::F32, CACHE_BLOCK_POSITIONS),
+            out: k.stack_array(Element::F32, padded),
+        })
         .collect();
     let tiles = tiles_of_kv_head(kernel);
     let (kv_head, first) = (tile / tiles, tile % tiles * k.int(side_by_side));

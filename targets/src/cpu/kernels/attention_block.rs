@@ -5,12 +5,10 @@
 //! sum is one chain in ascending order of columns or positions, so that a query gets the same bits whatever
 //! others stand beside it.
 
-use qwen2c_request::{CACHE_BLOCK_POSITIONS, Element};
-
 use super::Kernel;
 use super::cache::{key_stride, keys_at};
 use super::functions::exp;
-use crate::builder::{Buffer, Compare, KernelBuilder, Reduction, Scalar, Val};
+use crate::builder::{Buffer, Compare, Reduction, Scalar, Val};
 
 /// Sums of products kept in registers at a time, of 32 registers and of 16.
 const fn register_sums(lanes: u32) -> usize {
@@ -35,11 +33,6 @@ pub(super) struct BlockQuery<'k> {
     pub(super) scores: Buffer<'k>,
     /// Positions of the block that the query sees: 0 to 256.
     pub(super) visible: Val<'k>,
-}
-
-/// Scratch for the scores of a block.
-pub(super) fn score_scratch<'k>(k: &'k KernelBuilder<'k>) -> Buffer<'k> {
-    k.stack_array(Element::F32, CACHE_BLOCK_POSITIONS)
 }
 
 /// The lanes whose position, `first` and following, is below `count`.

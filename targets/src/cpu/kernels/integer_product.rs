@@ -81,13 +81,8 @@ fn add_group<'k>(
         let weights: Vec<Buffer<'k>> = group.dwords.iter().map(|dwords| dwords.at_bytes(first)).collect();
         add_block(kernel, &integers, &weights, &Block { bits: quantization.bits, dwords }, totals)
     };
-    if whole == 1 {
-        totals = add_block(k.int(0), block_dwords, &totals);
-    } else if whole > 1 {
-        totals = k.for_each(k.int(0), k.int(whole), 1, &totals, |index, totals| {
-            add_block(index, block_dwords, totals)
-        });
-    }
+    totals = k
+        .for_each(k.int(0), k.int(whole), 1, &totals, |index, totals| add_block(index, block_dwords, totals));
     if rest > 0 {
         totals = add_block(k.int(whole), rest, &totals);
     }
