@@ -10,7 +10,9 @@ use std::time::Instant;
 
 use qwen2c_checkpoint::tokenizer::compile_tokenizer;
 use qwen2c_checkpoint::{ModelDescription, OpenedModel, open_model, print_config_table};
-use qwen2c_format::{Diagnostic, Locator, Manifest, WeightTable, encode_program_head, patch_locator};
+use qwen2c_format::{
+    DeviceCode, Diagnostic, Locator, Manifest, WeightTable, encode_program_head, patch_locator,
+};
 use qwen2c_graph::passes::{PassContext, PassReport, run_passes};
 use qwen2c_graph::plan::{Plan, plan, print_plan, verify_plan};
 use qwen2c_graph::schedule::{ListSpec, Schedule, print_schedule, schedule};
@@ -133,6 +135,7 @@ pub(crate) fn build(request: &BuildRequest) -> Result<BuildOutcome, Failure> {
         manifest: &manifest,
         planned: &planned,
         tokenizer: tokenizer.as_ref().map(|tokenizer| tokenizer.table_bytes.as_slice()),
+        device_code: &DeviceCode::default(),
     };
     let (locator, losses) =
         timings.measure("weights", || write_program(program, &source, unfinished, request.quiet))?;
@@ -290,6 +293,7 @@ struct ProgramParts<'a> {
     manifest: &'a Manifest,
     planned: &'a PlannedModel,
     tokenizer: Option<&'a [u8]>,
+    device_code: &'a DeviceCode,
 }
 
 /// Writes image, weights and head, and gives the file its name. Tells where things lie and what
@@ -302,7 +306,9 @@ fn write_program(
 ) -> Result<(Locator, Vec<ClassLoss>), Failure> {
     let PlannedModel { schedule, plan, .. } = program.planned;
     let lists = step_lists(schedule, plan);
-    let head = |table: &WeightTable| encode_program_head(program.manifest, &lists, table, program.tokenizer);
+    let head = |table: &WeightTable| {
+        encode_program_head(program.manifest, &lists, table, program.tokenizer, program.device_code)
+    };
 
     // The hashes of the weights are known last, but their table's length is known first.
     let unhashed =

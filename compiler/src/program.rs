@@ -23,7 +23,11 @@ pub(crate) const SLOTS: u64 = 1;
 /// The step lists and the names of their kernels.
 pub(crate) fn step_lists(schedule: &Schedule, plan: &Plan) -> StepLists {
     StepLists {
-        kernels: schedule.kernels.iter().map(|kernel| KernelInfo { name: kernel.name.clone() }).collect(),
+        kernels: schedule
+            .kernels
+            .iter()
+            .map(|kernel| KernelInfo { name: kernel.name.clone(), launches: Vec::new() })
+            .collect(),
         lists: plan.lists.iter().map(step_list).collect(),
     }
 }

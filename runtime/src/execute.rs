@@ -219,7 +219,9 @@ mod tests {
             cost: StepCost::default(),
         };
         let lists = StepLists {
-            kernels: vec![KernelInfo { name: "mix".to_owned() }, KernelInfo { name: "none".to_owned() }],
+            kernels: ["mix", "none"]
+                .map(|name| KernelInfo { name: name.to_owned(), launches: Vec::new() })
+                .to_vec(),
             lists: vec![StepList {
                 name: "decode".to_owned(),
                 max_rows: 1,

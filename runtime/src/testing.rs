@@ -8,8 +8,9 @@ use qwen2c_format::tokenizer::{
     AddedToken, CharacterClasses, Normalization, SplitRule, TokenEntry, TokenizerTables,
 };
 use qwen2c_format::{
-    GenerationDefaults, InputOffsets, KernelInfo, Locator, Manifest, ModelSummary, Operand, ProgramFile,
-    Region, RowAxis, SelfTestRecord, Step, StepCost, StepList, StepLists, WeightEntry, WeightTable,
+    DeviceCode, GenerationDefaults, InputOffsets, KernelInfo, Locator, Manifest, ModelSummary, Operand,
+    ProgramFile, Region, RowAxis, SelfTestRecord, Step, StepCost, StepList, StepLists, WeightEntry,
+    WeightTable,
 };
 use qwen2c_runtime::KernelEntry;
 use sha2::{Digest, Sha256};
@@ -152,7 +153,7 @@ pub(crate) fn lists() -> StepLists {
     };
     StepLists {
         kernels: ["write_cache", "sum_cache", "gather", "logits"]
-            .map(|name| KernelInfo { name: name.to_owned() })
+            .map(|name| KernelInfo { name: name.to_owned(), launches: Vec::new() })
             .to_vec(),
         lists: vec![
             list("decode", 1, 1),
@@ -247,5 +248,6 @@ pub(crate) fn program_file() -> ProgramFile {
         lists: lists(),
         weights: WeightTable { entries: vec![entry("first", 0), entry("second", 64)] },
         tokenizer: Some(tokenizer()),
+        device_code: DeviceCode::default(),
     }
 }

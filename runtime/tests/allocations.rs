@@ -17,7 +17,13 @@ use qwen2c_runtime::{Placement, Program, allocations};
 #[test]
 fn generation_allocates_nothing() {
     let parts = testing::program_file();
-    let head = encode_program_head(&parts.manifest, &parts.lists, &parts.weights, parts.tokenizer.as_deref());
+    let head = encode_program_head(
+        &parts.manifest,
+        &parts.lists,
+        &parts.weights,
+        parts.tokenizer.as_deref(),
+        &parts.device_code,
+    );
     let locator = Locator::place(0, head.len() as u64, testing::WEIGHT_BYTES as u64);
     let folder = tempfile::tempdir().expect("a folder can be made");
     let path = folder.path().join("program");

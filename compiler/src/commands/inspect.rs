@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 
 use qwen2c_checkpoint::{Checkpoint, TokenizerSource, parameter_count, print_config_table};
-use qwen2c_format::{GenerationDefaults, ProgramFile};
+use qwen2c_format::{GenerationDefaults, KernelInfo, ProgramFile};
 use serde::Serialize;
 
 use crate::arguments::InspectArguments;
@@ -62,7 +62,11 @@ fn program_lines(program: &ProgramFile) -> Vec<String> {
     let mut facts = Table::new(&[Side::Left, Side::Left]);
     facts.row([key("build"), manifest.build.clone()]);
     facts.row([key("model"), describe_model(&manifest.model)]);
-    facts.row([key("target"), format!("{} ({})", manifest.target, manifest.required_features.join(" "))]);
+    let features = match manifest.required_features.join(" ") {
+        none if none.is_empty() => none,
+        features => format!(" ({features})"),
+    };
+    facts.row([key("target"), format!("{}{features}", manifest.target)]);
     facts.row([key("types"), format!("{}, quantization {}", manifest.dtype, manifest.quant)]);
     facts.row([key("context"), format!("{} positions", units::grouped(manifest.context))]);
     facts.row([key("weights"), units::exact_bytes(manifest.weight_bytes)]);
@@ -75,6 +79,13 @@ fn program_lines(program: &ProgramFile) -> Vec<String> {
             .as_ref()
             .map_or_else(|| "none".to_owned(), |tables| units::exact_bytes(tables.len() as u64)),
     ]);
+    for image in &program.device_code.images {
+        let bytes = units::exact_bytes(image.bytes.len() as u64);
+        facts.row([
+            key("device code"),
+            format!("{} for sm_{}, {bytes}", image.kind.name(), image.architecture),
+        ]);
+    }
     let mut lines = facts.lines(0);
 
     let mut lists = Table::new(&[Side::Left, Side::Right, Side::Right, Side::Right]);
@@ -88,7 +99,7 @@ fn program_lines(program: &ProgramFile) -> Vec<String> {
         ]);
     }
     section(&mut lines, "step lists", lists.lines(4));
-    let kernels = program.lists.kernels.iter().map(|kernel| format!("    {}", kernel.name)).collect();
+    let kernels = program.lists.kernels.iter().flat_map(kernel_lines).collect();
     section(&mut lines, "kernels", kernels);
 
     let mut weights = Table::new(&[Side::Left, Side::Left, Side::Left, Side::Right, Side::Right]);
@@ -104,6 +115,17 @@ fn program_lines(program: &ProgramFile) -> Vec<String> {
     }
     section(&mut lines, "weights", weights.lines(4));
     lines
+}
+
+/// A kernel's name and what a device launches for it.
+fn kernel_lines(kernel: &KernelInfo) -> Vec<String> {
+    let launches = kernel.launches.iter().map(|launch| {
+        format!(
+            "        {}: {} blocks for {} rows, {} threads, {} bytes of shared memory",
+            launch.symbol, launch.blocks, launch.rows_per_block, launch.threads, launch.shared_bytes
+        )
+    });
+    std::iter::once(format!("    {}", kernel.name)).chain(launches).collect()
 }
 
 /// A checkpoint as `inspect --json` shows it.

@@ -3,7 +3,8 @@
 //! The sections' hashes say that nobody altered a program by accident. These checks are for what hashes
 //! cannot say: kernels get bare pointers, so no step may name memory that is not there.
 
-use crate::{Manifest, ProgramError, Region, RowAxis, Step, StepList, StepLists, WeightTable};
+use crate::check_device::{check_images, check_launches};
+use crate::{DeviceCode, Manifest, ProgramError, Region, RowAxis, Step, StepList, StepLists, WeightTable};
 
 /// Operands, inputs and weights lie at multiples of this.
 pub const OPERAND_ALIGNMENT: u64 = 64;
@@ -14,7 +15,7 @@ const MOST_REGION_BYTES: u64 = 1 << 46;
 /// Ids, positions and rows are `i32` in the arena.
 const MOST_INDEX: u64 = i32::MAX as u64;
 
-/// Checks that manifest, step lists and weight table describe one program.
+/// Checks that manifest, step lists, weight table and device code describe one program.
 ///
 /// # Errors
 ///
@@ -23,15 +24,21 @@ pub fn check_program(
     manifest: &Manifest,
     lists: &StepLists,
     weights: &WeightTable,
+    device_code: &DeviceCode,
 ) -> Result<(), ProgramError> {
     let invalid = |section| move |reason| ProgramError::Invalid { section, reason };
     check_manifest(manifest).map_err(invalid("manifest"))?;
     check_weights(manifest, weights).map_err(invalid("weight table"))?;
     check_lists(manifest, lists).map_err(invalid("step lists"))?;
+    check_launches(manifest, &lists.kernels).map_err(invalid("step lists"))?;
+    check_images(manifest, device_code).map_err(invalid("device code"))?;
     check_self_test(manifest, lists).map_err(invalid("manifest"))
 }
 
 fn check_manifest(manifest: &Manifest) -> Result<(), String> {
+    if !["cpu", "cuda"].contains(&manifest.family.as_str()) {
+        return Err(format!("`{}` is not a family of targets", manifest.family));
+    }
     for (name, bytes) in [
         ("weight_bytes", manifest.weight_bytes),
         ("arena_bytes", manifest.arena_bytes),

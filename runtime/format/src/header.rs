@@ -4,9 +4,9 @@
 //!   0  magic           8 bytes
 //!   8  format version  u32
 //!  12  section count   u32
-//!  16  sections        4 × { offset from the header u64, bytes u64, SHA-256 32 bytes }
-//! 208  reserved        16 bytes, zero
-//! 224  SHA-256 of the 224 bytes before it
+//!  16  sections        5 × { offset from the header u64, bytes u64, SHA-256 32 bytes }
+//! 256  reserved        32 bytes, zero
+//! 288  SHA-256 of the 288 bytes before it
 //! ```
 //!
 //! Sections follow one another in the order of [`Section::ALL`], each at a multiple of 64. Because the
@@ -18,10 +18,10 @@ use crate::ProgramError;
 use crate::codec::{ByteReader, ByteWriter};
 
 /// Version of everything behind the ELF image and of the kernel calls. A runtime reads its own alone.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// Bytes of the header.
-pub(crate) const HEADER_BYTES: usize = 256;
+pub(crate) const HEADER_BYTES: usize = 320;
 /// Bytes in front of the header's own hash.
 const HASHED_BYTES: usize = HEADER_BYTES - 32;
 const MAGIC: [u8; 8] = *b"QWEN2C\r\n";
@@ -42,11 +42,14 @@ pub enum Section {
     WeightTable,
     /// Tokenizer tables; no bytes where there is no tokenizer.
     Tokenizer,
+    /// Code for a device; no bytes where the program runs on the processor.
+    DeviceCode,
 }
 
 impl Section {
     /// All sections in file order.
-    pub const ALL: [Self; 4] = [Self::Manifest, Self::StepLists, Self::WeightTable, Self::Tokenizer];
+    pub const ALL: [Self; 5] =
+        [Self::Manifest, Self::StepLists, Self::WeightTable, Self::Tokenizer, Self::DeviceCode];
 
     /// The name in messages.
     pub const fn name(self) -> &'static str {
@@ -55,6 +58,7 @@ impl Section {
             Self::StepLists => "step lists",
             Self::WeightTable => "weight table",
             Self::Tokenizer => "tokenizer",
+            Self::DeviceCode => "device code",
         }
     }
 }
@@ -74,12 +78,12 @@ pub struct SectionRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// In the order of [`Section::ALL`].
-    pub sections: [SectionRecord; 4],
+    pub sections: [SectionRecord; 5],
 }
 
 impl Header {
     /// Places the sections behind the header.
-    pub(crate) fn place(sections: [&[u8]; 4]) -> Self {
+    pub(crate) fn place(sections: [&[u8]; 5]) -> Self {
         let mut end = HEADER_BYTES as u64;
         let sections = sections.map(|bytes| {
             let offset = end.next_multiple_of(SECTION_ALIGNMENT);
@@ -138,7 +142,7 @@ impl Header {
             }
             let mut record =
                 || Ok(SectionRecord { offset: reader.u64()?, bytes: reader.u64()?, sha256: reader.array()? });
-            Ok(Self { sections: [record()?, record()?, record()?, record()?] })
+            Ok(Self { sections: [record()?, record()?, record()?, record()?, record()?] })
         };
         let header = read().map_err(|error| invalid(error.to_string()))?;
         let mut end = HEADER_BYTES as u64;

@@ -7,13 +7,16 @@
 //! step lists           binary
 //! weight table         binary
 //! tokenizer tables     binary (may be absent)
+//! device code          binary (absent where the program runs on the processor)
 //! weight region        at a multiple of 2 MiB
 //! ```
 //!
 //! Everything here parses hostile bytes: no panic, no unbounded allocation.
 
 mod check;
+mod check_device;
 mod codec;
+mod device_code;
 mod diagnostic;
 mod elf;
 mod error;
@@ -27,6 +30,7 @@ pub mod tokenizer;
 
 pub use check::{OPERAND_ALIGNMENT, check_program};
 pub use codec::DecodeError;
+pub use device_code::{DeviceCode, DeviceImage, ImageKind};
 pub use diagnostic::Diagnostic;
 pub use error::ProgramError;
 pub use header::{FORMAT_VERSION, Header, Section, SectionRecord};
@@ -34,5 +38,6 @@ pub use locator::{HEADER_ALIGNMENT, LOCATOR_MAGIC, Locator, WEIGHTS_ALIGNMENT, p
 pub use manifest::{GenerationDefaults, InputOffsets, Manifest, ModelSummary, PassRecord, SelfTestRecord};
 pub use program::{ProgramFile, encode_program_head};
 pub use steps::{
-    KernelInfo, Operand, Region, RowAxis, Step, StepCost, StepList, StepLists, WeightEntry, WeightTable,
+    KernelInfo, Launch, Operand, Region, RowAxis, Step, StepCost, StepList, StepLists, WeightEntry,
+    WeightTable,
 };

@@ -9,9 +9,9 @@ pub struct Manifest {
     pub build: String,
     /// The model.
     pub model: ModelSummary,
-    /// Target with its features: `x86-64-v4`.
+    /// Target with its features: `x86-64-v4`; several architectures of a device: `sm_80,sm_90`.
     pub target: String,
-    /// Target family: `cpu`.
+    /// Target family: `cpu` or `cuda`.
     pub family: String,
     /// Features the machine must have, in the names of `/proc/cpuinfo`.
     pub required_features: Vec<String>,

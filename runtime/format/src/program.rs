@@ -8,7 +8,10 @@ use sha2::{Digest, Sha256};
 use crate::elf::ElfImage;
 use crate::header::HEADER_BYTES;
 use crate::locator::{LOCATOR_BYTES, find_magic, searched_magic};
-use crate::{Header, Locator, Manifest, ProgramError, Section, StepLists, WeightTable, check_program};
+use crate::{
+    DecodeError, DeviceCode, Header, Locator, Manifest, ProgramError, Section, StepLists, WeightTable,
+    check_program,
+};
 
 /// A linked runtime with its kernels has a few megabytes; nothing larger is searched for a locator.
 const MOST_SEARCHED_BYTES: u64 = 128 << 20;
@@ -20,10 +23,11 @@ pub fn encode_program_head(
     lists: &StepLists,
     weights: &WeightTable,
     tokenizer: Option<&[u8]>,
+    device_code: &DeviceCode,
 ) -> Vec<u8> {
     let manifest = serde_json::to_vec_pretty(manifest).expect("a manifest has no maps with odd keys");
-    let (lists, weights) = (lists.encode(), weights.encode());
-    let sections = [&manifest[..], &lists, &weights, tokenizer.unwrap_or_default()];
+    let (lists, weights, device_code) = (lists.encode(), weights.encode(), device_code.encode());
+    let sections = [&manifest[..], &lists, &weights, tokenizer.unwrap_or_default(), &device_code];
     let header = Header::place(sections);
     let mut head = header.encode();
     for (record, bytes) in header.sections.iter().zip(sections) {
@@ -46,6 +50,8 @@ pub struct ProgramFile {
     pub weights: WeightTable,
     /// Tokenizer tables, not looked into here.
     pub tokenizer: Option<Vec<u8>>,
+    /// What a device runs; empty where the program runs on the processor.
+    pub device_code: DeviceCode,
 }
 
 impl ProgramFile {
@@ -82,9 +88,10 @@ impl ProgramFile {
             }
             sections.push(bytes);
         }
-        let [manifest, lists, weights, tokenizer] =
-            <[Vec<u8>; 4]>::try_from(sections).expect("one vector was pushed for each section");
-        let (manifest, lists, weights) = decode_sections(&manifest, &lists, &weights)?;
+        let [manifest, lists, weights, tokenizer, device_code] =
+            <[Vec<u8>; 5]>::try_from(sections).expect("one vector was pushed for each section");
+        let Decoded { manifest, lists, weights, device_code } =
+            Decoded::new(&manifest, &lists, &weights, &device_code)?;
         if manifest.weight_bytes != locator.weights_bytes {
             return Err(ProgramError::Invalid {
                 section: "manifest",
@@ -95,25 +102,37 @@ impl ProgramFile {
             });
         }
         let tokenizer = Some(tokenizer).filter(|bytes| !bytes.is_empty());
-        Ok(Self { locator: *locator, manifest, lists, weights, tokenizer })
+        Ok(Self { locator: *locator, manifest, lists, weights, tokenizer, device_code })
     }
 }
 
-/// Decodes the three structured sections and checks that they fit together.
-pub(crate) fn decode_sections(
-    manifest: &[u8],
-    lists: &[u8],
-    weights: &[u8],
-) -> Result<(Manifest, StepLists, WeightTable), ProgramError> {
-    let invalid =
-        |section: Section, reason: String| ProgramError::Invalid { section: section.name(), reason };
-    let manifest: Manifest =
-        serde_json::from_slice(manifest).map_err(|error| invalid(Section::Manifest, error.to_string()))?;
-    let lists = StepLists::decode(lists).map_err(|error| invalid(Section::StepLists, error.to_string()))?;
-    let weights =
-        WeightTable::decode(weights).map_err(|error| invalid(Section::WeightTable, error.to_string()))?;
-    check_program(&manifest, &lists, &weights)?;
-    Ok((manifest, lists, weights))
+/// The sections that are looked into here.
+struct Decoded {
+    manifest: Manifest,
+    lists: StepLists,
+    weights: WeightTable,
+    device_code: DeviceCode,
+}
+
+impl Decoded {
+    /// Decodes the sections and checks that they fit together.
+    fn new(manifest: &[u8], lists: &[u8], weights: &[u8], device_code: &[u8]) -> Result<Self, ProgramError> {
+        let invalid = |section: Section| {
+            move |error: DecodeError| ProgramError::Invalid {
+                section: section.name(),
+                reason: error.to_string(),
+            }
+        };
+        let manifest: Manifest = serde_json::from_slice(manifest).map_err(|error| ProgramError::Invalid {
+            section: Section::Manifest.name(),
+            reason: error.to_string(),
+        })?;
+        let lists = StepLists::decode(lists).map_err(invalid(Section::StepLists))?;
+        let weights = WeightTable::decode(weights).map_err(invalid(Section::WeightTable))?;
+        let device_code = DeviceCode::decode(device_code).map_err(invalid(Section::DeviceCode))?;
+        check_program(&manifest, &lists, &weights, &device_code)?;
+        Ok(Self { manifest, lists, weights, device_code })
+    }
 }
 
 /// Compares the file's length with the one the locator was given at build.

@@ -75,17 +75,37 @@ pub struct StepList {
     pub head: Vec<Step>,
 }
 
-/// A kernel's name; the same index as in the linked table.
+/// A kernel. On the processor it has the same index in the linked table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelInfo {
-    /// Symbol of the body in the ELF image.
+    /// Symbol of the body in the ELF image; on a device, the name in reports.
     pub name: String,
+    /// What a device runs for one call, one after another on the same operands; none on the processor.
+    pub launches: Vec<Launch>,
+}
+
+/// A grid on a device: `blocks` by `ceil(rows / rows_per_block)` blocks.
+///
+/// The entry point gets the step's operands as device pointers (64 bits each) and the number of rows
+/// (32 bits).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// Entry point in the program's device code.
+    pub symbol: String,
+    /// Blocks side by side.
+    pub blocks: u32,
+    /// Rows that one block serves.
+    pub rows_per_block: u32,
+    /// Threads of a block.
+    pub threads: u32,
+    /// Dynamic shared memory of a block.
+    pub shared_bytes: u32,
 }
 
 /// Everything the runtime executes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StepLists {
-    /// Kernels in the order of the linked table.
+    /// Kernels, on the processor in the order of the linked table.
     pub kernels: Vec<KernelInfo>,
     /// `decode` first, then `prefill`, then `self_test` where there is one.
     pub lists: Vec<StepList>,

@@ -2,9 +2,14 @@
 
 use crate::codec::{ByteReader, ByteWriter, DecodeError};
 use crate::{
-    KernelInfo, Operand, Region, RowAxis, Step, StepCost, StepList, StepLists, WeightEntry, WeightTable,
+    KernelInfo, Launch, Operand, Region, RowAxis, Step, StepCost, StepList, StepLists, WeightEntry,
+    WeightTable,
 };
 
+/// Fewest bytes of an encoded kernel: name, launch count.
+const KERNEL_LEAST_BYTES: usize = 4 + 4;
+/// Fewest bytes of an encoded launch: name, four numbers.
+const LAUNCH_LEAST_BYTES: usize = 4 + 4 * 4;
 /// Bytes of an encoded operand.
 const OPERAND_BYTES: usize = 1 + 8 + 8;
 /// Fewest bytes of an encoded step: kernel, layer tag, row axis, operand count, cost.
@@ -21,6 +26,10 @@ impl StepLists {
         writer.count(self.kernels.len());
         for kernel in &self.kernels {
             writer.text(&kernel.name);
+            writer.count(kernel.launches.len());
+            for launch in &kernel.launches {
+                encode_launch(&mut writer, launch);
+            }
         }
         writer.count(self.lists.len());
         for list in &self.lists {
@@ -44,7 +53,12 @@ impl StepLists {
     /// [`DecodeError`] where the bytes end early, lie about a count or hold an unknown tag.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut reader = ByteReader::new(bytes);
-        let kernels = reader.vector(4, |reader| Ok(KernelInfo { name: reader.text()? }))?;
+        let kernels = reader.vector(KERNEL_LEAST_BYTES, |reader| {
+            Ok(KernelInfo {
+                name: reader.text()?,
+                launches: reader.vector(LAUNCH_LEAST_BYTES, decode_launch)?,
+            })
+        })?;
         let lists = reader.vector(LIST_LEAST_BYTES, |reader| {
             Ok(StepList {
                 name: reader.text()?,
@@ -57,6 +71,24 @@ impl StepLists {
         reader.finish()?;
         Ok(Self { kernels, lists })
     }
+}
+
+fn encode_launch(writer: &mut ByteWriter, launch: &Launch) {
+    let Launch { symbol, blocks, rows_per_block, threads, shared_bytes } = launch;
+    writer.text(symbol);
+    for number in [blocks, rows_per_block, threads, shared_bytes] {
+        writer.u32(*number);
+    }
+}
+
+fn decode_launch(reader: &mut ByteReader<'_>) -> Result<Launch, DecodeError> {
+    Ok(Launch {
+        symbol: reader.text()?,
+        blocks: reader.u32()?,
+        rows_per_block: reader.u32()?,
+        threads: reader.u32()?,
+        shared_bytes: reader.u32()?,
+    })
 }
 
 fn encode_step(writer: &mut ByteWriter, step: &Step) {

@@ -5,135 +5,14 @@ use std::io::Write;
 
 use proptest::prelude::*;
 use qwen2c_format::{
-    GenerationDefaults, InputOffsets, KernelInfo, LOCATOR_MAGIC, Locator, Manifest, ModelSummary, Operand,
-    ProgramError, ProgramFile, Region, RowAxis, SelfTestRecord, Step, StepCost, StepList, StepLists,
-    WeightEntry, WeightTable, check_program, encode_program_head, patch_locator,
+    DeviceCode, LOCATOR_MAGIC, Locator, Manifest, ProgramError, ProgramFile, RowAxis, SelfTestRecord,
+    StepLists, WeightTable, check_program, encode_program_head, patch_locator,
 };
 
-const WEIGHT_BYTES: u64 = 192;
+#[allow(dead_code)]
+mod sample;
 
-fn manifest() -> Manifest {
-    Manifest {
-        build: "qwen2c 0.1.0".to_owned(),
-        model: ModelSummary {
-            name: "tiny".to_owned(),
-            architecture: "qwen2".to_owned(),
-            parameters: 96,
-            hidden: 8,
-            layers: 1,
-            heads: 2,
-            kv_heads: 1,
-            head_dim: 4,
-            vocabulary: 5,
-            experts: 0,
-            experts_per_token: 0,
-        },
-        target: "x86-64-v3".to_owned(),
-        family: "cpu".to_owned(),
-        required_features: vec!["avx2".to_owned()],
-        quant: "none".to_owned(),
-        dtype: "f32".to_owned(),
-        context: 16,
-        slots: 1,
-        weight_bytes: WEIGHT_BYTES,
-        kv_cache_bytes: 128,
-        arena_bytes: 1024,
-        inputs: InputOffsets { token: 0, position: 64, slot: 128, logit_rows: 192, logits: 256 },
-        generation: GenerationDefaults {
-            stop_ids: vec![2],
-            bos_id: None,
-            temperature: 0.7,
-            top_k: 20,
-            top_p: 0.8,
-            repetition_penalty: 1.05,
-        },
-        chat_template: None,
-        template_tokens: Vec::new(),
-        passes: Vec::new(),
-        self_test: Some(SelfTestRecord {
-            tokens: vec![1, 2],
-            columns: vec![0, 4],
-            logits: vec![0.5, -1.0, 2.0, 0.25],
-            tolerance: 1e-3,
-        }),
-    }
-}
-
-fn lists() -> StepLists {
-    let operand = |region, offset, bytes| Operand { region, offset, bytes };
-    let step = |kernel, row_axis| Step {
-        kernel,
-        layer: Some(0),
-        row_axis,
-        operands: vec![operand(Region::Arena, 512, 64), operand(Region::Weights, 64, 128)],
-        cost: StepCost { fixed_bytes: 128, bytes_per_row: 32, operations_per_row: 64, ..StepCost::default() },
-    };
-    let list = |name: &str, max_rows, max_logit_rows| StepList {
-        name: name.to_owned(),
-        max_rows,
-        max_logit_rows,
-        body: vec![step(0, RowAxis::Rows), step(1, RowAxis::Rows)],
-        head: vec![step(1, RowAxis::LogitRows)],
-    };
-    StepLists {
-        kernels: vec![KernelInfo { name: "embed".to_owned() }, KernelInfo { name: "matmul".to_owned() }],
-        lists: vec![list("decode", 1, 1), list("prefill", 8, 4), list("self_test", 8, 8)],
-    }
-}
-
-fn weights() -> WeightTable {
-    let entry = |name: &str, offset, bytes| WeightEntry {
-        name: name.to_owned(),
-        ty: "f32[n=16]".to_owned(),
-        layout: "row_major".to_owned(),
-        offset,
-        bytes,
-        sha256: [7; 32],
-    };
-    WeightTable { entries: vec![entry("norm", 0, 64), entry("up", 64, 128)] }
-}
-
-/// An ELF image with one loaded segment that holds a locator, and a section table at its end.
-fn elf_image() -> Vec<u8> {
-    let mut image = vec![0; 0x400];
-    image[..6].copy_from_slice(b"\x7fELF\x02\x01");
-    let mut put = |offset: usize, bytes: &[u8]| image[offset..offset + bytes.len()].copy_from_slice(bytes);
-    put(32, &64_u64.to_le_bytes());
-    put(40, &0x380_u64.to_le_bytes());
-    put(54, &56_u16.to_le_bytes());
-    put(56, &1_u16.to_le_bytes());
-    put(58, &64_u16.to_le_bytes());
-    put(60, &2_u16.to_le_bytes());
-    put(64, &1_u32.to_le_bytes());
-    put(64 + 8, &0x100_u64.to_le_bytes());
-    put(64 + 32, &0x200_u64.to_le_bytes());
-    put(0x1e8, &LOCATOR_MAGIC);
-    image
-}
-
-struct Sample {
-    bytes: Vec<u8>,
-    locator: Locator,
-    head_bytes: usize,
-}
-
-fn sample() -> Sample {
-    let head = encode_program_head(&manifest(), &lists(), &weights(), Some(b"tokenizer tables"));
-    let mut bytes = elf_image();
-    let locator = Locator::place(bytes.len() as u64, head.len() as u64, WEIGHT_BYTES);
-    patch_locator(&mut bytes, &locator).expect("the image holds one unpatched locator");
-    bytes.resize(locator.header_offset as usize, 0);
-    bytes.extend_from_slice(&head);
-    bytes.resize(locator.weights_offset as usize, 0);
-    bytes.resize(locator.file_bytes as usize, 1);
-    Sample { bytes, locator, head_bytes: head.len() }
-}
-
-fn read(bytes: &[u8]) -> Result<ProgramFile, ProgramError> {
-    let mut file = tempfile::tempfile().expect("a file can be made");
-    file.write_all(bytes).expect("it can be written");
-    ProgramFile::read(&file)
-}
+use sample::{Sample, WEIGHT_BYTES, elf_image, lists, manifest, read, sample, weights};
 
 #[test]
 fn what_was_written_is_read() {
@@ -205,10 +84,11 @@ fn altered_parts_are_named() {
         read(&bytes).expect_err("a byte was altered")
     };
     assert_eq!(altered(0), ProgramError::Altered { section: "header" });
-    assert_eq!(altered(8), ProgramError::Version { found: 1 ^ 0x20 });
+    assert_eq!(altered(8), ProgramError::Version { found: 2 ^ 0x20 });
     assert_eq!(altered(20), ProgramError::Altered { section: "header" });
-    assert_eq!(altered(256 + 10), ProgramError::Altered { section: "manifest" });
-    assert_eq!(altered(head_bytes - 1), ProgramError::Altered { section: "tokenizer" });
+    assert_eq!(altered(320 + 10), ProgramError::Altered { section: "manifest" });
+    // Behind the tokenizer comes the place of the device code, which is empty.
+    assert_eq!(altered(head_bytes - 64), ProgramError::Altered { section: "tokenizer" });
 }
 
 #[test]
@@ -240,7 +120,8 @@ fn every_byte_of_the_head_counts() {
 fn check(change: impl FnOnce(&mut Manifest, &mut StepLists, &mut WeightTable), expected: &str) {
     let (mut manifest, mut lists, mut weights) = (manifest(), lists(), weights());
     change(&mut manifest, &mut lists, &mut weights);
-    let error = check_program(&manifest, &lists, &weights).expect_err(expected).to_string();
+    let error =
+        check_program(&manifest, &lists, &weights, &DeviceCode::default()).expect_err(expected).to_string();
     assert!(error.contains(expected), "{error}");
 }
 
@@ -296,7 +177,7 @@ fn inputs_and_sizes_are_checked() {
 fn a_weight_region_of_another_size_is_refused() {
     let mut manifest = manifest();
     manifest.weight_bytes += 64;
-    let head = encode_program_head(&manifest, &lists(), &weights(), None);
+    let head = encode_program_head(&manifest, &lists(), &weights(), None, &DeviceCode::default());
     let mut bytes = elf_image();
     let locator = Locator::place(bytes.len() as u64, head.len() as u64, WEIGHT_BYTES);
     patch_locator(&mut bytes, &locator).expect("the image holds one unpatched locator");
@@ -330,11 +211,11 @@ proptest! {
             bytes.truncate(cut.index(encoded.len() + 1));
             if let Ok(lists) = StepLists::decode(&bytes) {
                 prop_assert_eq!(lists.encode(), bytes.clone());
-                let _ = check_program(&manifest(), &lists, &weights());
+                let _ = check_program(&manifest(), &lists, &weights(), &DeviceCode::default());
             }
             if let Ok(weights) = WeightTable::decode(&bytes) {
                 prop_assert_eq!(weights.encode(), bytes.clone());
-                let _ = check_program(&manifest(), &lists(), &weights);
+                let _ = check_program(&manifest(), &lists(), &weights, &DeviceCode::default());
             }
         }
     }

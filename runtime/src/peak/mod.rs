@@ -137,7 +137,9 @@ fn lists(kernels: usize, tiles: u64, buffer_bytes: u64) -> StepLists {
         cost: StepCost::default(),
     };
     StepLists {
-        kernels: (0..kernels).map(|kernel| KernelInfo { name: kernel.to_string() }).collect(),
+        kernels: (0..kernels)
+            .map(|kernel| KernelInfo { name: kernel.to_string(), launches: Vec::new() })
+            .collect(),
         lists: vec![StepList {
             name: "peak".to_owned(),
             max_rows: tiles as u32,
