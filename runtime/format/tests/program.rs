@@ -5,8 +5,8 @@ use std::io::Write;
 
 use proptest::prelude::*;
 use qwen2c_format::{
-    DeviceCode, LOCATOR_MAGIC, Locator, Manifest, ProgramError, ProgramFile, RowAxis, SelfTestRecord,
-    StepLists, WeightTable, check_program, encode_program_head, patch_locator,
+    DeviceCode, Locator, Manifest, ProgramError, ProgramFile, RowAxis, SelfTestRecord, StepLists,
+    WeightTable, check_program, encode_program_head, patch_locator,
 };
 
 #[allow(dead_code)]

@@ -8,9 +8,9 @@ use qwen2c_format::{
     Step, StepCost, StepList, StepLists, WeightEntry, WeightTable, encode_program_head, patch_locator,
 };
 
-pub const WEIGHT_BYTES: u64 = 192;
+pub(crate) const WEIGHT_BYTES: u64 = 192;
 
-pub fn manifest() -> Manifest {
+pub(crate) fn manifest() -> Manifest {
     Manifest {
         build: "qwen2c 0.1.0".to_owned(),
         model: ModelSummary {
@@ -57,7 +57,7 @@ pub fn manifest() -> Manifest {
     }
 }
 
-pub fn lists() -> StepLists {
+pub(crate) fn lists() -> StepLists {
     let operand = |region, offset, bytes| Operand { region, offset, bytes };
     let step = |kernel, row_axis| Step {
         kernel,
@@ -81,7 +81,7 @@ pub fn lists() -> StepLists {
     }
 }
 
-pub fn weights() -> WeightTable {
+pub(crate) fn weights() -> WeightTable {
     let entry = |name: &str, offset, bytes| WeightEntry {
         name: name.to_owned(),
         ty: "f32[n=16]".to_owned(),
@@ -94,7 +94,7 @@ pub fn weights() -> WeightTable {
 }
 
 /// An ELF image with one loaded segment that holds a locator, and a section table at its end.
-pub fn elf_image() -> Vec<u8> {
+pub(crate) fn elf_image() -> Vec<u8> {
     let mut image = vec![0; 0x400];
     image[..6].copy_from_slice(b"\x7fELF\x02\x01");
     let mut put = |offset: usize, bytes: &[u8]| image[offset..offset + bytes.len()].copy_from_slice(bytes);
@@ -111,19 +111,19 @@ pub fn elf_image() -> Vec<u8> {
     image
 }
 
-pub struct Sample {
-    pub bytes: Vec<u8>,
-    pub locator: Locator,
-    pub head_bytes: usize,
+pub(crate) struct Sample {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) locator: Locator,
+    pub(crate) head_bytes: usize,
 }
 
 /// A program for the processor.
-pub fn sample() -> Sample {
+pub(crate) fn sample() -> Sample {
     sample_of(&manifest(), &lists(), &DeviceCode::default())
 }
 
 /// The same for a device.
-pub fn device_manifest() -> Manifest {
+pub(crate) fn device_manifest() -> Manifest {
     Manifest {
         family: "cuda".to_owned(),
         target: "sm_80".to_owned(),
@@ -132,19 +132,19 @@ pub fn device_manifest() -> Manifest {
     }
 }
 
-pub fn launch(symbol: &str) -> Launch {
+pub(crate) fn launch(symbol: &str) -> Launch {
     Launch { symbol: symbol.to_owned(), blocks: 7, rows_per_block: 2, threads: 128, shared_bytes: 1024 }
 }
 
 /// One launch for the first kernel, two for the second.
-pub fn device_lists() -> StepLists {
+pub(crate) fn device_lists() -> StepLists {
     let mut lists = lists();
     lists.kernels[0].launches = vec![launch("embed")];
     lists.kernels[1].launches = vec![launch("matmul"), launch("matmul$merge_2")];
     lists
 }
 
-pub fn device_code() -> DeviceCode {
+pub(crate) fn device_code() -> DeviceCode {
     let image = |architecture, kind, bytes: &[u8]| DeviceImage { architecture, kind, bytes: bytes.to_vec() };
     DeviceCode {
         images: vec![
@@ -155,7 +155,7 @@ pub fn device_code() -> DeviceCode {
     }
 }
 
-pub fn sample_of(manifest: &Manifest, lists: &StepLists, device_code: &DeviceCode) -> Sample {
+pub(crate) fn sample_of(manifest: &Manifest, lists: &StepLists, device_code: &DeviceCode) -> Sample {
     let head = encode_program_head(manifest, lists, &weights(), Some(b"tokenizer tables"), device_code);
     let mut bytes = elf_image();
     let locator = Locator::place(bytes.len() as u64, head.len() as u64, WEIGHT_BYTES);
@@ -167,7 +167,7 @@ pub fn sample_of(manifest: &Manifest, lists: &StepLists, device_code: &DeviceCod
     Sample { bytes, locator, head_bytes: head.len() }
 }
 
-pub fn read(bytes: &[u8]) -> Result<ProgramFile, ProgramError> {
+pub(crate) fn read(bytes: &[u8]) -> Result<ProgramFile, ProgramError> {
     let mut file = tempfile::tempfile().expect("a file can be made");
     file.write_all(bytes).expect("it can be written");
     ProgramFile::read(&file)
