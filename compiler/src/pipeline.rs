@@ -11,21 +11,23 @@ use std::time::Instant;
 use qwen2c_checkpoint::tokenizer::compile_tokenizer;
 use qwen2c_checkpoint::{ModelDescription, OpenedModel, open_model, print_config_table};
 use qwen2c_format::{
-    DeviceCode, Diagnostic, Locator, Manifest, WeightTable, encode_program_head, patch_locator,
+    Diagnostic, Locator, Manifest, WeightTable, encode_program_head, patch_locator,
 };
 use qwen2c_graph::passes::{PassContext, PassReport, run_passes};
 use qwen2c_graph::plan::{Plan, plan, print_plan, verify_plan};
 use qwen2c_graph::schedule::{ListSpec, Schedule, print_schedule, schedule};
 use qwen2c_graph::{Graph, GraphOptions, build_graph, print_graph};
 use qwen2c_request::Target;
-use qwen2c_targets::{CompiledKernels, KeepText, KernelSource, compile_kernels};
+use qwen2c_targets::{AnyTarget, CompiledKernels, KeepText, KernelSource, compile_kernels};
 
 use crate::checked_source::CheckedSource;
 use crate::emit::EmittedText;
 use crate::failure::Failure;
 use crate::link::link;
 use crate::output::Output;
-use crate::program::{ManifestParts, SLOTS, manifest, manifest_text, step_lists, weight_entry};
+use crate::program::{
+    ManifestParts, SLOTS, device_code, manifest, manifest_text, step_lists, weight_entry,
+};
 use crate::progress::{Download, Progress};
 use crate::quant::Quant;
 use crate::quantization_loss::{ClassLoss, losses};
@@ -135,7 +137,7 @@ pub(crate) fn build(request: &BuildRequest) -> Result<BuildOutcome, Failure> {
         manifest: &manifest,
         planned: &planned,
         tokenizer: tokenizer.as_ref().map(|tokenizer| tokenizer.table_bytes.as_slice()),
-        device_code: &DeviceCode::default(),
+        kernels: &kernels,
     };
     let (locator, losses) =
         timings.measure("weights", || write_program(program, &source, unfinished, request.quiet))?;
@@ -270,7 +272,7 @@ fn compile(
     let keep = KeepText {
         mlir: emitted.wants(Stage::Mlir),
         llvm: emitted.wants(Stage::Llvm),
-        asm: emitted.wants(Stage::Asm),
+        asm: emitted.wants(Stage::Asm) || emitted.wants(Stage::Ptx),
     };
     let progress = Progress::spinner(&format!("compiling {} kernels", sources.len()), request.quiet);
     let compiled = timings
@@ -282,7 +284,10 @@ fn compile(
     for text in &compiled.texts {
         emitted.kernel(Stage::Mlir, &text.name, "mlir", text.mlir.as_deref())?;
         emitted.kernel(Stage::Llvm, &text.name, "ll", text.llvm.as_deref())?;
-        emitted.kernel(Stage::Asm, &text.name, "s", text.asm.as_deref())?;
+        match request.target {
+            AnyTarget::Cpu(_) => emitted.kernel(Stage::Asm, &text.name, "s", text.asm.as_deref())?,
+            AnyTarget::Cuda(_) => emitted.kernel(Stage::Ptx, &text.name, "ptx", text.asm.as_deref())?,
+        }
     }
     Ok(compiled)
 }
@@ -293,7 +298,7 @@ struct ProgramParts<'a> {
     manifest: &'a Manifest,
     planned: &'a PlannedModel,
     tokenizer: Option<&'a [u8]>,
-    device_code: &'a DeviceCode,
+    kernels: &'a CompiledKernels,
 }
 
 /// Writes image, weights and head, and gives the file its name. Tells where things lie and what
@@ -305,9 +310,10 @@ fn write_program(
     quiet: bool,
 ) -> Result<(Locator, Vec<ClassLoss>), Failure> {
     let PlannedModel { schedule, plan, .. } = program.planned;
-    let lists = step_lists(schedule, plan);
+    let lists = step_lists(schedule, plan, program.kernels);
+    let device_code = device_code(program.kernels);
     let head = |table: &WeightTable| {
-        encode_program_head(program.manifest, &lists, table, program.tokenizer, program.device_code)
+        encode_program_head(program.manifest, &lists, table, program.tokenizer, &device_code)
     };
 
     // The hashes of the weights are known last, but their table's length is known first.

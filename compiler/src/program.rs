@@ -4,13 +4,14 @@
 
 use qwen2c_checkpoint::{ModelDescription, parameter_count};
 use qwen2c_format::{
-    InputOffsets, KernelInfo, Manifest, ModelSummary, Operand, PassRecord, Region, RowAxis, SelfTestRecord,
+    DeviceCode, DeviceImage, ImageKind, InputOffsets, KernelInfo, Launch, Manifest, ModelSummary, Operand, PassRecord, Region, RowAxis, SelfTestRecord,
     Step, StepCost, StepList, StepLists, WeightEntry,
 };
 use qwen2c_graph::passes::PassReport;
 use qwen2c_graph::plan::{self, PlacedWeight, Plan, PlannedList, PlannedOperand, PlannedStep};
 use qwen2c_graph::schedule::{self, Schedule};
 use qwen2c_request::{Cost, Element, TargetDescription};
+use qwen2c_targets::CompiledKernels;
 
 use crate::quant::Quant;
 
@@ -20,16 +21,39 @@ pub(crate) const BUILD: &str = concat!("qwen2c ", env!("CARGO_PKG_VERSION"));
 /// Sequences served at once.
 pub(crate) const SLOTS: u64 = 1;
 
-/// The step lists and the names of their kernels.
-pub(crate) fn step_lists(schedule: &Schedule, plan: &Plan) -> StepLists {
+/// The step lists, the names of their kernels, and how a device runs them.
+pub(crate) fn step_lists(schedule: &Schedule, plan: &Plan, compiled: &CompiledKernels) -> StepLists {
+    let launches = |index: usize| {
+        let of_kernel = compiled.launches.get(index).into_iter().flatten();
+        of_kernel.map(launch).collect()
+    };
+    let kernels = schedule.kernels.iter().enumerate();
     StepLists {
-        kernels: schedule
-            .kernels
-            .iter()
-            .map(|kernel| KernelInfo { name: kernel.name.clone(), launches: Vec::new() })
+        kernels: kernels
+            .map(|(index, kernel)| KernelInfo { name: kernel.name.clone(), launches: launches(index) })
             .collect(),
         lists: plan.lists.iter().map(step_list).collect(),
     }
+}
+
+fn launch(launch: &qwen2c_targets::Launch) -> Launch {
+    Launch {
+        symbol: launch.symbol.clone(),
+        blocks: launch.blocks,
+        rows_per_block: launch.rows_per_block,
+        threads: launch.threads,
+        shared_bytes: launch.shared_bytes,
+    }
+}
+
+/// What a device can run.
+pub(crate) fn device_code(compiled: &CompiledKernels) -> DeviceCode {
+    let image = |image: &qwen2c_targets::DeviceImage| DeviceImage {
+        architecture: image.architecture,
+        kind: ImageKind::Ptx,
+        bytes: image.ptx.clone().into_bytes(),
+    };
+    DeviceCode { images: compiled.images.iter().map(image).collect() }
 }
 
 fn step_list(list: &PlannedList) -> StepList {

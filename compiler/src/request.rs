@@ -7,7 +7,7 @@ use qwen2c_checkpoint::{ModelDescription, ModelRequest};
 use qwen2c_format::Diagnostic;
 use qwen2c_graph::passes::{QUANTIZE_ACTIVATIONS, SelectionError, select_passes};
 use qwen2c_request::{Element, Target};
-use qwen2c_targets::{CpuTarget, TargetError, known_targets, resolve_target};
+use qwen2c_targets::{AnyTarget, TargetError, known_targets, resolve_target};
 
 use crate::arguments::BuildArguments;
 use crate::failure::Failure;
@@ -29,7 +29,7 @@ pub(crate) struct BuildRequest {
     /// `--revision`.
     pub(crate) revision: Option<String>,
     /// The target.
-    pub(crate) target: CpuTarget,
+    pub(crate) target: AnyTarget,
     /// Whether `--quant` was left out.
     pub(crate) quant_is_default: bool,
     /// `--quant`. Where it was left out, [`BuildRequest::for_model`] says.
@@ -64,7 +64,7 @@ impl BuildRequest {
             model: arguments.model.clone(),
             weights: arguments.weights.clone(),
             revision: arguments.revision.clone(),
-            target: single_target(&arguments.target)?,
+            target: parse_target(&arguments.target)?,
             quant_is_default: arguments.quant.is_none(),
             quant: arguments.quant.as_deref().map_or(Ok(Quant::None), parse_quant)?,
             dtype: parse_dtype(&arguments.dtype)?,
@@ -164,21 +164,16 @@ fn file_name(model_name: &str) -> String {
     if name.is_empty() { "model".to_owned() } else { name.to_owned() }
 }
 
-fn single_target(targets: &[String]) -> Result<CpuTarget, Failure> {
-    let [target] = targets else {
-        return Err(Diagnostic::new("one program for several targets is not available in this version")
-            .at("`--target`")
-            .found(format!("{} targets", targets.len()))
-            .needed("one")
-            .help("build one program for each target")
-            .into());
-    };
-    resolve_target(target).map_err(|error| {
+fn parse_target(names: &[String]) -> Result<AnyTarget, Failure> {
+    resolve_target(names).map_err(|error| {
         let diagnostic = Diagnostic::new(error.to_string()).at("`--target`");
         match error {
-            TargetError::NotYet { .. } | TargetError::MachineTooOld { .. } => Failure::Input(
-                diagnostic.help("name a CPU target: `native`, `x86-64-v3`, `x86-64-v4` or `x86-64-amx`"),
-            ),
+            TargetError::MachineTooOld { .. } => {
+                Failure::Input(diagnostic.help("name a target that the program is to run on"))
+            }
+            TargetError::Mixed { .. } => {
+                Failure::Usage(diagnostic.help("build one program for each target"))
+            }
             TargetError::Unknown { .. } | TargetError::UnknownFeature { .. } => {
                 let names: Vec<&str> = known_targets().iter().map(|(name, _)| *name).collect();
                 Failure::Usage(diagnostic.needed(format!("one of {}", names.join(", "))))
@@ -320,9 +315,8 @@ mod tests {
         let failure = refusal(|arguments| arguments.target = vec!["sm80".to_owned()]);
         assert_eq!(failure.exit_code(), 2);
         assert!(failure.to_string().contains("did you mean `sm_80`"), "{failure}");
-        assert_eq!(refusal(|arguments| arguments.target = vec!["sm_80".to_owned()]).exit_code(), 1);
-        let both = vec!["x86-64-v3".to_owned(), "x86-64-v4".to_owned()];
-        assert_eq!(refusal(|arguments| arguments.target = both).exit_code(), 1);
+        let both = vec!["x86-64-v3".to_owned(), "sm_80".to_owned()];
+        assert_eq!(refusal(|arguments| arguments.target = both).exit_code(), 2);
     }
 
     #[test]

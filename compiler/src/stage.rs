@@ -19,15 +19,17 @@ pub(crate) enum Stage {
     Mlir,
     /// One LLVM module per kernel.
     Llvm,
-    /// One listing of assembly per kernel.
+    /// One listing of a processor's assembly per kernel.
     Asm,
+    /// One PTX module per kernel of a CUDA device.
+    Ptx,
     /// The manifest of the program.
     Manifest,
 }
 
 impl Stage {
     /// All stages in the order of the build.
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Config,
         Self::Graph,
         Self::Fused,
@@ -36,6 +38,7 @@ impl Stage {
         Self::Mlir,
         Self::Llvm,
         Self::Asm,
+        Self::Ptx,
         Self::Manifest,
     ];
 
@@ -50,6 +53,7 @@ impl Stage {
             Self::Mlir => "mlir",
             Self::Llvm => "llvm",
             Self::Asm => "asm",
+            Self::Ptx => "ptx",
             Self::Manifest => "manifest",
         }
     }
@@ -65,6 +69,7 @@ impl Stage {
             Self::Mlir => "every kernel is a verified MLIR module",
             Self::Llvm => "every kernel is LLVM IR",
             Self::Asm => "every kernel is machine code; the object has no undefined symbol",
+            Self::Ptx => "every kernel is a PTX module of its own; it calls nothing",
             Self::Manifest => "the program's facts are those that `inspect` prints",
         }
     }
@@ -90,7 +95,7 @@ mod tests {
         for stage in Stage::ALL {
             assert_eq!(Stage::from_mnemonic(stage.mnemonic()), Some(stage));
         }
-        assert_eq!(Stage::from_mnemonic("ptx"), None);
+        assert_eq!(Stage::from_mnemonic("sass"), None);
     }
 
     #[test]

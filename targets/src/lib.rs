@@ -1,12 +1,17 @@
 //! Targets: what a machine is, which kernel answers a request, how weights lie, and the way from a
-//! kernel's loop nest through MLIR and LLVM to an object file.
+//! kernel's loop nest through MLIR and LLVM to an object file or PTX.
 //!
-//! One folder per target family with the same members: `describe`, `choose`, `layout`, `kernels/`,
+//! One folder per target family with the same members: `describe`, `choose`, `layout`, `pack`, `kernels/`,
 //! `lower`, `emit`. A target knows no graph, only requests.
 
+mod any_target;
 mod builder;
+mod compile;
 pub mod cpu;
+pub mod cuda;
+mod lowering;
+mod pack;
 
-pub use cpu::describe::{CpuTarget, TargetError, known_targets, resolve_target};
-pub use cpu::emit::{CompileError, CompiledKernels, KeepText, KernelSource, KernelText, compile_kernels};
-pub use cpu::pack::{ReadWeight, WriteBytes, pack_weight};
+pub use any_target::{AnyTarget, TargetError, compile_kernels, known_targets, resolve_target};
+pub use compile::{CompileError, CompiledKernels, DeviceImage, KeepText, KernelSource, KernelText, Launch};
+pub use pack::{ReadWeight, WriteBytes, pack_weight};

@@ -42,6 +42,16 @@ pub enum WeightLayout {
         /// followed by as many of the up rows, and no panel has rows of both.
         separate_halves: bool,
     },
+    /// `[output / rows, units / 32, rows, 32]` units of 16 bytes, each of consecutive inputs of one row:
+    /// what the 32 threads of a warp read side by side. Behind the integers of a quantized weight's 32
+    /// units lie their groups' scales, `[groups, rows]`, then their minima, where they have them. Inputs
+    /// are padded with zeros to whole units, rows to whole panels.
+    WarpPanels {
+        /// Output rows of a panel: 1 for elements, so that rows lie one after the other.
+        rows: u32,
+        /// As in [`WeightLayout::Panels`].
+        separate_halves: bool,
+    },
 }
 
 impl fmt::Display for WeightLayout {
@@ -50,6 +60,13 @@ impl fmt::Display for WeightLayout {
             Self::RowMajor => formatter.write_str("row_major"),
             Self::Panels { lanes, pair, separate_halves } => {
                 write!(formatter, "panels({lanes}, {pair}")?;
+                if *separate_halves {
+                    formatter.write_str(", separate_halves")?;
+                }
+                formatter.write_str(")")
+            }
+            Self::WarpPanels { rows, separate_halves } => {
+                write!(formatter, "warp_panels({rows}")?;
                 if *separate_halves {
                     formatter.write_str(", separate_halves")?;
                 }

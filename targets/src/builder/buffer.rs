@@ -19,6 +19,18 @@ pub(super) const fn storage_scalar(element: Element) -> Scalar {
     }
 }
 
+impl<'k> Val<'k> {
+    /// The pointer moved by `offset` units.
+    #[track_caller]
+    pub(super) fn offset_by(self, unit: Scalar, offset: Val<'k>) -> Self {
+        let builder = self.builder;
+        let indices = DenseI32ArrayAttribute::new(builder.context, &[DYNAMIC_INDEX]);
+        let unit = TypeAttribute::new(builder.mlir_scalar(unit));
+        let attributes = [("elem_type", unit.into()), ("rawConstantIndices", indices.into())];
+        builder.emit("llvm.getelementptr", &[self, offset], self.ty, &attributes)
+    }
+}
+
 /// Memory with an element type; offsets count elements.
 #[derive(Clone, Copy)]
 pub(crate) struct Buffer<'k> {
@@ -46,15 +58,7 @@ impl<'k> Buffer<'k> {
 
     #[track_caller]
     fn address(self, unit: Scalar, offset: Val<'k>) -> Val<'k> {
-        let builder = self.pointer.builder;
-        let indices = DenseI32ArrayAttribute::new(builder.context, &[DYNAMIC_INDEX]);
-        let unit = TypeAttribute::new(builder.mlir_scalar(unit));
-        builder.emit(
-            "llvm.getelementptr",
-            &[self.pointer, offset],
-            Ty::scalar(Scalar::Pointer),
-            &[("elem_type", unit.into()), ("rawConstantIndices", indices.into())],
-        )
+        self.pointer.offset_by(unit, offset)
     }
 
     /// `lanes` consecutive elements from `offset`: floats widened to `f32`, integers as they are.
@@ -67,11 +71,46 @@ impl<'k> Buffer<'k> {
     /// `lanes` values of `scalar` from `offset`, counted in that type, without conversion.
     #[track_caller]
     pub(crate) fn load_as(self, scalar: Scalar, offset: Val<'k>, lanes: u32) -> Val<'k> {
-        let builder = self.pointer.builder;
-        let address = self.address(scalar, offset);
         // Rows of odd length leave vectors at any multiple of the element.
-        let alignment = builder.integer_attribute(Scalar::I64, storage_scalar(self.element).bytes());
-        builder.emit("llvm.load", &[address], Ty::vector(scalar, lanes), &[("alignment", alignment)])
+        self.load_at(self.address(scalar, offset), Ty::vector(scalar, lanes), storage_scalar(self.element).bytes())
+    }
+
+    #[track_caller]
+    fn load_at(self, address: Val<'k>, ty: Ty, alignment_bytes: i64) -> Val<'k> {
+        let builder = self.pointer.builder;
+        let alignment = builder.integer_attribute(Scalar::I64, alignment_bytes);
+        builder.emit("llvm.load", &[address], ty, &[("alignment", alignment)])
+    }
+
+    /// As [`Buffer::load`], from an address that is a multiple of what is loaded, so that a CUDA device
+    /// needs one instruction.
+    #[track_caller]
+    pub(crate) fn load_aligned(self, offset: Val<'k>, lanes: u32) -> Val<'k> {
+        let scalar = storage_scalar(self.element);
+        let stored = self.load_aligned_as(scalar, offset, lanes);
+        self.widen(stored)
+    }
+
+    /// As [`Buffer::load_as`], from an address that is a multiple of what is loaded.
+    #[track_caller]
+    pub(crate) fn load_aligned_as(self, scalar: Scalar, offset: Val<'k>, lanes: u32) -> Val<'k> {
+        let ty = Ty::vector(scalar, lanes);
+        self.load_at(self.address(scalar, offset), ty, scalar.bytes() * i64::from(lanes))
+    }
+
+    /// As [`Buffer::store`], to an address that is a multiple of what is stored.
+    #[track_caller]
+    pub(crate) fn store_aligned(self, offset: Val<'k>, value: Val<'k>) {
+        let stored = self.narrow(value);
+        self.store_at(offset, stored, stored.ty.scalar.bytes() * i64::from(stored.ty.lanes));
+    }
+
+    #[track_caller]
+    fn store_at(self, offset: Val<'k>, stored: Val<'k>, alignment_bytes: i64) {
+        let builder = self.pointer.builder;
+        let address = self.address(stored.ty.scalar, offset);
+        let alignment = builder.integer_attribute(Scalar::I64, alignment_bytes);
+        builder.append("llvm.store", &[stored, address], &[], &[("alignment", alignment)], Vec::new());
     }
 
     /// One element of an integer buffer as a 64-bit integer.
@@ -106,11 +145,8 @@ impl<'k> Buffer<'k> {
     /// Stores the lanes of `value` from `offset` on, floats rounded to the element type.
     #[track_caller]
     pub(crate) fn store(self, offset: Val<'k>, value: Val<'k>) {
-        let builder = self.pointer.builder;
         let stored = self.narrow(value);
-        let address = self.address(stored.ty.scalar, offset);
-        let alignment = builder.integer_attribute(Scalar::I64, stored.ty.scalar.bytes());
-        builder.append("llvm.store", &[stored, address], &[], &[("alignment", alignment)], Vec::new());
+        self.store_at(offset, stored, stored.ty.scalar.bytes());
     }
 
     /// Loads the lanes that `mask` selects; the others are zero.

@@ -97,14 +97,43 @@ impl<'c> KernelBuilder<'c> {
         self.append("scf.if", &[condition], &[], &[], vec![first, second]);
     }
 
+    /// Runs `body` where `condition` holds.
     #[track_caller]
-    fn branch(&self, body: impl FnOnce()) -> Region<'c> {
+    pub(crate) fn when<'k>(&'k self, condition: Val<'k>, body: impl FnOnce()) {
+        self.when_else(condition, body, || {});
+    }
+
+    /// The values of `body` where `condition` holds, else `otherwise`.
+    #[track_caller]
+    pub(crate) fn values_when<'k>(
+        &'k self,
+        condition: Val<'k>,
+        otherwise: &[Val<'k>],
+        body: impl FnOnce() -> Vec<Val<'k>>,
+    ) -> Vec<Val<'k>> {
+        let types: Vec<Ty> = otherwise.iter().map(|value| value.ty).collect();
+        let first = self.branch_with(body);
+        let second = self.branch_with(|| otherwise.to_vec());
+        let operation = self.append("scf.if", &[condition], &types, &[], vec![first, second]);
+        types.iter().enumerate().map(|(number, ty)| self.result(&operation, number, *ty)).collect()
+    }
+
+    #[track_caller]
+    fn branch_with<'k>(&'k self, body: impl FnOnce() -> Vec<Val<'k>>) -> Region<'c> {
         let region = Region::new();
         let block = region.append_block(Block::new(&[]));
         let outer = self.block.replace(block.to_raw());
-        body();
-        self.append("scf.yield", &[], &[], &[], Vec::new());
+        let values = body();
+        self.append("scf.yield", &values, &[], &[], Vec::new());
         self.block.set(outer);
         region
+    }
+
+    #[track_caller]
+    fn branch(&self, body: impl FnOnce()) -> Region<'c> {
+        self.branch_with(|| {
+            body();
+            Vec::new()
+        })
     }
 }

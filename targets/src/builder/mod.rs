@@ -7,6 +7,7 @@
 
 mod buffer;
 mod control;
+mod device;
 mod ty;
 mod value;
 
@@ -24,6 +25,7 @@ use mlir_sys::MlirBlock;
 use qwen2c_request::Element;
 
 pub(crate) use buffer::Buffer;
+pub(crate) use device::{Place, SHARED_SYMBOL, WARP_THREADS};
 use buffer::storage_scalar;
 pub(crate) use ty::{Scalar, Ty};
 pub(crate) use value::{Compare, Reduction, Val};
@@ -87,6 +89,8 @@ impl<'c> KernelBuilder<'c> {
             Scalar::Bf16 => Type::bfloat16(self.context),
             Scalar::F32 => Type::float32(self.context),
             Scalar::Pointer => melior::dialect::llvm::r#type::pointer(self.context, 0),
+            Scalar::GlobalPointer => melior::dialect::llvm::r#type::pointer(self.context, 1),
+            Scalar::SharedPointer => melior::dialect::llvm::r#type::pointer(self.context, 3),
         }
     }
 
@@ -118,13 +122,25 @@ impl<'c> KernelBuilder<'c> {
         attributes: &[(&str, Attribute<'c>)],
         regions: Vec<Region<'c>>,
     ) -> OperationRef<'c, '_> {
-        let operands: Vec<Value<'c, '_>> = operands.iter().map(|operand| self.value(*operand)).collect();
         let results: Vec<Type<'c>> = results.iter().map(|ty| self.mlir_type(*ty)).collect();
+        self.append_typed(name, operands, &results, attributes, regions)
+    }
+
+    #[track_caller]
+    fn append_typed(
+        &self,
+        name: &str,
+        operands: &[Val<'_>],
+        results: &[Type<'c>],
+        attributes: &[(&str, Attribute<'c>)],
+        regions: Vec<Region<'c>>,
+    ) -> OperationRef<'c, '_> {
+        let operands: Vec<Value<'c, '_>> = operands.iter().map(|operand| self.value(*operand)).collect();
         let attributes: Vec<_> =
             attributes.iter().map(|(name, value)| (self.identifier(name), *value)).collect();
         let operation = OperationBuilder::new(name, self.location())
             .add_operands(&operands)
-            .add_results(&results)
+            .add_results(results)
             .add_attributes(&attributes)
             .add_regions_vec(regions)
             .build()
@@ -180,6 +196,18 @@ impl<'c> KernelBuilder<'c> {
         let ty = Ty::vector(scalar, lanes);
         let splat = DenseElementsAttribute::splat(self.mlir_type(ty), self.integer_attribute(scalar, value));
         self.emit("arith.constant", &[], ty, &[("value", splat.into())])
+    }
+
+    /// Whether an integer is zero.
+    #[track_caller]
+    pub(crate) fn is_zero<'k>(&'k self, value: Val<'k>) -> Val<'k> {
+        value.compare(Compare::Equal, self.int_of(value.ty.scalar, 0))
+    }
+
+    /// Whether both conditions hold.
+    #[track_caller]
+    pub(crate) fn both<'k>(&'k self, first: Val<'k>, second: Val<'k>) -> Val<'k> {
+        self.emit("arith.andi", &[first, second], first.ty, &[])
     }
 
     /// The numbers 0, 1, … in 32-bit lanes.

@@ -11,7 +11,12 @@ pub(crate) enum Scalar {
     F16,
     Bf16,
     F32,
+    /// To memory of any kind.
     Pointer,
+    /// To the memory of a CUDA device.
+    GlobalPointer,
+    /// To memory that the threads of a CUDA block share.
+    SharedPointer,
 }
 
 impl Scalar {
@@ -20,7 +25,7 @@ impl Scalar {
             Self::I1 | Self::I8 => 1,
             Self::I16 | Self::F16 | Self::Bf16 => 2,
             Self::I32 | Self::F32 => 4,
-            Self::I64 | Self::Pointer => 8,
+            Self::I64 | Self::Pointer | Self::GlobalPointer | Self::SharedPointer => 8,
         }
     }
 

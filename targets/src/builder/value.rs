@@ -4,7 +4,7 @@ use std::ops;
 use std::panic::Location as Caller;
 
 use melior::ir::Attribute;
-use melior::ir::attribute::{DenseI32ArrayAttribute, StringAttribute};
+use melior::ir::attribute::{DenseI32ArrayAttribute, DenseI64ArrayAttribute, StringAttribute};
 use mlir_sys::MlirValue;
 
 use super::{KernelBuilder, Scalar, Ty};
@@ -20,6 +20,7 @@ pub(crate) struct Val<'k> {
 /// How two numbers compare: signed integers, ordered floats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Compare {
+    Equal,
     Less,
     Greater,
 }
@@ -33,7 +34,7 @@ pub(crate) enum Reduction {
 
 impl Reduction {
     #[track_caller]
-    pub(super) fn combine<'k>(self, left: Val<'k>, right: Val<'k>) -> Val<'k> {
+    pub(crate) fn combine<'k>(self, left: Val<'k>, right: Val<'k>) -> Val<'k> {
         match self {
             Self::Sum => left + right,
             Self::Maximum => left.maximum(right),
@@ -83,8 +84,10 @@ impl<'k> Val<'k> {
     pub(crate) fn compare(self, how: Compare, other: Self) -> Self {
         // Predicate numbers of `arith.cmpf` (ordered) and `arith.cmpi` (signed).
         let (name, predicate) = match (self.ty.scalar.is_float(), how) {
+            (true, Compare::Equal) => ("arith.cmpf", 1),
             (true, Compare::Greater) => ("arith.cmpf", 2),
             (true, Compare::Less) => ("arith.cmpf", 4),
+            (false, Compare::Equal) => ("arith.cmpi", 0),
             (false, Compare::Less) => ("arith.cmpi", 2),
             (false, Compare::Greater) => ("arith.cmpi", 4),
         };
@@ -124,6 +127,18 @@ impl<'k> Val<'k> {
             return self;
         }
         self.builder.emit("vector.broadcast", &[self], Ty::vector(self.ty.scalar, lanes), &[])
+    }
+
+    /// One lane of a vector; a scalar is its own only lane.
+    #[track_caller]
+    pub(crate) fn lane(self, index: u32) -> Self {
+        if self.ty.lanes == 1 {
+            return self;
+        }
+        let builder = self.builder;
+        let position = DenseI64ArrayAttribute::new(builder.context, &[index.into()]);
+        let attributes = [("static_position", position.into())];
+        builder.emit("vector.extract", &[self], Ty::scalar(self.ty.scalar), &attributes)
     }
 
     /// Folds the lanes from low to high; a scalar is its own fold.
@@ -226,6 +241,26 @@ impl<'k> Val<'k> {
     pub(crate) fn shift_right_signed(self, bits: i64) -> Self {
         let bits = self.builder.int_vector(self.ty.scalar, bits, self.ty.lanes);
         self.builder.emit("arith.shrsi", &[self, bits], self.ty, &[])
+    }
+
+    /// Bits shifted down by as many as another value says, zeros from above.
+    #[track_caller]
+    pub(crate) fn shift_right_by(self, bits: Self) -> Self {
+        self.builder.emit("arith.shrui", &[self, bits], self.ty, &[])
+    }
+
+    /// Bits that are set in either.
+    #[track_caller]
+    pub(crate) fn or(self, other: Self) -> Self {
+        self.builder.emit("arith.ori", &[self, other], self.ty, &[])
+    }
+
+    /// The two f16 values of a dword, widened to `f32`.
+    #[track_caller]
+    pub(crate) fn f16_pair(self) -> Self {
+        let pair = Ty::vector(Scalar::F16, 2);
+        let halves = self.builder.emit("llvm.bitcast", &[self], pair, &[]);
+        self.builder.emit("arith.extf", &[halves], pair.with(Scalar::F32), &[])
     }
 
     /// Bits that are also set in a constant.

@@ -6,7 +6,7 @@ use qwen2c_request::{
 };
 
 use super::kernels::{pair_of, rows_side_by_side, tile_panels};
-use super::layout;
+use crate::pack::weight_bytes;
 
 /// Largest head the attention kernels hold in registers.
 const LARGEST_HEAD_DIM: u64 = 256;
@@ -90,7 +90,7 @@ fn cost(lanes: u32, request: &KernelRequest) -> Cost {
     let activations: u64 = request.inputs.iter().chain(&request.outputs).map(row_bytes).sum();
     let weight_bytes = |index: usize| {
         let option = layouts(lanes, request, index, &request.weights[index])[0];
-        layout::weight_bytes(&request.weights[index], option.layout)
+        weight_bytes(&request.weights[index], option.layout)
     };
     let mut cost = Cost { bytes_per_row: activations, ..Cost::default() };
     match request.operation {

@@ -1,13 +1,13 @@
 //! The CPU targets by name: level, features, vector width.
 
-use std::fmt;
-
 use qwen2c_request::{
     CacheType, KernelChoice, KernelRequest, Target, TargetDescription, Unservable, WeightLayout, WeightType,
 };
 
 use super::instructions::Instructions;
 use super::{choose, layout};
+use crate::any_target::TargetError;
+use crate::pack::weight_bytes;
 
 /// One level of the architecture.
 struct Level {
@@ -88,9 +88,6 @@ const FEATURES: &[Feature] = &[
     Feature { name: "avx512bf16", cpuinfo: "avx512_bf16" },
 ];
 
-/// CUDA architectures that the command line knows; their kernels do not exist yet.
-const CUDA_TARGETS: &[&str] = &["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"];
-
 /// A CPU target, finished and immutable.
 #[derive(Clone, Debug)]
 pub struct CpuTarget {
@@ -132,7 +129,7 @@ impl Target for CpuTarget {
     }
 
     fn weight_bytes(&self, weight: &WeightType, layout: WeightLayout) -> u64 {
-        layout::weight_bytes(weight, layout)
+        weight_bytes(weight, layout)
     }
 
     fn cache_bytes(&self, cache: &CacheType) -> u64 {
@@ -140,99 +137,34 @@ impl Target for CpuTarget {
     }
 }
 
-/// Why a target's name leads to no target.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TargetError {
-    /// No such target.
-    Unknown {
-        /// As given.
-        name: String,
-        /// The nearest name.
-        suggestion: Option<String>,
-    },
-    /// The target is part of the plan, but this version has no kernels for it.
-    NotYet {
-        /// As given.
-        name: String,
-    },
-    /// The feature cannot be added to this target.
-    UnknownFeature {
-        /// The target before the `+`.
-        target: String,
-        /// As given.
-        feature: String,
-        /// What can be added.
-        known: Vec<&'static str>,
-    },
-    /// `native` on a machine below every level.
-    MachineTooOld {
-        /// Features of the lowest level that the machine lacks, in the names of `/proc/cpuinfo`.
-        missing: Vec<&'static str>,
-    },
+/// Names and one-line summaries of the levels, `native` first.
+pub(crate) fn known_levels() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let native = ("native", "the best level this machine has, spelled out in the manifest");
+    std::iter::once(native).chain(LEVELS.iter().map(|level| (level.name, level.summary)))
 }
 
-impl fmt::Display for TargetError {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unknown { name, suggestion } => {
-                write!(formatter, "unknown target `{name}`")?;
-                if let Some(suggestion) = suggestion {
-                    write!(formatter, "; did you mean `{suggestion}`?")?;
-                }
-                Ok(())
-            }
-            Self::NotYet { name } => {
-                write!(
-                    formatter,
-                    "target `{name}` has no kernels in this version; `qwen2c targets` lists those that have"
-                )
-            }
-            Self::UnknownFeature { target, feature, known } if known.is_empty() => {
-                write!(formatter, "feature `{feature}` cannot be added to `{target}`")
-            }
-            Self::UnknownFeature { target, feature, known } => {
-                write!(
-                    formatter,
-                    "feature `{feature}` cannot be added to `{target}`; known: {}",
-                    known.join(", ")
-                )
-            }
-            Self::MachineTooOld { missing } => {
-                write!(formatter, "this machine is below `x86-64-v3`: it lacks {}", missing.join(", "))
-            }
-        }
-    }
-}
-
-impl std::error::Error for TargetError {}
-
-/// Names and one-line summaries of all targets, `native` first.
-pub fn known_targets() -> Vec<(&'static str, &'static str)> {
-    let mut targets = vec![("native", "the best level this machine has, spelled out in the manifest")];
-    targets.extend(LEVELS.iter().map(|level| (level.name, level.summary)));
-    targets
-}
-
-/// The target with this name: `native`, a level, or a level with features (`x86-64-v4+avx512vnni`).
+/// The target with this name: `native`, a level, or a level with features (`x86-64-v4+avx512vnni`); None
+/// where no level has it.
 ///
 /// # Errors
 ///
-/// [`TargetError`] names what is wrong and the nearest known name.
-pub fn resolve_target(text: &str) -> Result<CpuTarget, TargetError> {
-    let text = text.to_ascii_lowercase();
+/// [`TargetError`] where the features or this machine do not fit.
+pub(crate) fn resolve_level(text: &str) -> Option<Result<CpuTarget, TargetError>> {
     if text == "native" {
-        return native_target();
+        return Some(native_target());
     }
     let mut parts = text.split('+');
     let name = parts.next().unwrap_or_default();
-    let Some(level) = LEVELS.iter().find(|level| level.name == name) else {
-        if CUDA_TARGETS.contains(&name) || name == "aarch64" {
-            return Err(TargetError::NotYet { name: name.to_owned() });
-        }
-        return Err(TargetError::Unknown { suggestion: nearest_name(name), name: text });
-    };
+    let level = LEVELS.iter().find(|level| level.name == name)?;
+    Some(with_features(level, parts))
+}
+
+fn with_features<'a>(
+    level: &Level,
+    names: impl Iterator<Item = &'a str>,
+) -> Result<CpuTarget, TargetError> {
     let mut features = Vec::new();
-    for feature in parts {
+    for feature in names {
         let known = if level.name == "x86-64-v4" { FEATURES } else { &[] };
         let Some(found) = known.iter().find(|candidate| candidate.name == feature) else {
             return Err(TargetError::UnknownFeature {
@@ -301,46 +233,23 @@ fn native_target_from(cpuinfo: &str) -> Result<CpuTarget, TargetError> {
     Ok(build_target(level, &features))
 }
 
-/// The known name that needs the fewest edits, if that is few.
-fn nearest_name(name: &str) -> Option<String> {
-    let known = known_targets();
-    let names = known.iter().map(|(name, _)| *name).chain(CUDA_TARGETS.iter().copied());
-    names
-        .map(|candidate| (edit_distance(name, candidate), candidate))
-        .min()
-        .filter(|(distance, _)| *distance <= 3)
-        .map(|(_, candidate)| candidate.to_owned())
-}
-
-/// Insertions, deletions and substitutions between two names.
-fn edit_distance(left: &str, right: &str) -> usize {
-    let right: Vec<char> = right.chars().collect();
-    let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (index, from) in left.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = index + 1;
-        for (column, to) in right.iter().enumerate() {
-            let substituted = diagonal + usize::from(from != *to);
-            diagonal = row[column + 1];
-            row[column + 1] = substituted.min(diagonal + 1).min(row[column] + 1);
-        }
-    }
-    row[right.len()]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn resolve(text: &str) -> Result<CpuTarget, TargetError> {
+        resolve_level(text).expect("a level has this name")
+    }
+
     fn name_of(text: &str) -> Result<String, String> {
-        resolve_target(text)
+        resolve(text)
             .map(|target| target.description().name.clone())
             .map_err(|error| error.to_string())
     }
 
     #[test]
-    fn names_are_case_insensitive_and_features_sorted() {
-        assert_eq!(name_of("X86-64-V3"), Ok("x86-64-v3".to_owned()));
+    fn features_are_sorted() {
+        assert_eq!(name_of("x86-64-v3"), Ok("x86-64-v3".to_owned()));
         assert_eq!(
             name_of("x86-64-v4+avx512bf16+avx512vnni"),
             Ok("x86-64-v4+avx512vnni+avx512bf16".to_owned())
@@ -348,24 +257,9 @@ mod tests {
     }
 
     #[test]
-    fn near_misses_are_suggested() {
-        assert_eq!(name_of("sm80"), Err("unknown target `sm80`; did you mean `sm_80`?".to_owned()));
-        assert_eq!(
-            name_of("x86-64-v5"),
-            Err("unknown target `x86-64-v5`; did you mean `x86-64-v3`?".to_owned())
-        );
-        assert_eq!(name_of("riscv"), Err("unknown target `riscv`".to_owned()));
-    }
-
-    #[test]
-    fn cuda_is_known_but_has_no_kernels() {
-        assert_eq!(resolve_target("sm_80").unwrap_err(), TargetError::NotYet { name: "sm_80".to_owned() });
-    }
-
-    #[test]
     fn features_belong_to_v4() {
-        assert!(matches!(resolve_target("x86-64-v3+avx512vnni"), Err(TargetError::UnknownFeature { .. })));
-        assert!(matches!(resolve_target("x86-64-v4+sse9"), Err(TargetError::UnknownFeature { .. })));
+        assert!(matches!(resolve("x86-64-v3+avx512vnni"), Err(TargetError::UnknownFeature { .. })));
+        assert!(matches!(resolve("x86-64-v4+sse9"), Err(TargetError::UnknownFeature { .. })));
     }
 
     #[test]

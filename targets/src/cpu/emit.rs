@@ -1,6 +1,5 @@
 //! From the LLVM dialect through LLVM to an object file with the kernels and their table.
 
-use std::fmt;
 use std::time::Instant;
 
 use inkwell::OptimizationLevel;
@@ -11,92 +10,27 @@ use inkwell::passes::PassBuilderOptions;
 use inkwell::targets::{
     CodeModel, FileType, InitializationConfig, RelocMode, Target, TargetMachine, TargetTriple,
 };
-use qwen2c_request::{KernelRequest, WeightLayout};
-
-use super::describe::CpuTarget;
-use super::lower::{Lowering, TILES_SUFFIX};
+use super::describe::{CpuTarget, resolve_level};
+use super::lower::{self, TILES_SUFFIX};
+use crate::compile::{CompileError, CompiledKernels, KeepText, KernelSource, KernelText, elapsed_us, failure};
+use crate::lowering::{Lowering, translate};
 
 /// What the emitted code runs on.
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
+/// A level that every machine has that a CUDA program runs on.
+const OLDEST_LEVEL: &str = "x86-64-v3";
+
 /// Symbols of the kernel table in the object.
 const TABLE_SYMBOL: &str = "qwen2c_kernels";
 const COUNT_SYMBOL: &str = "qwen2c_kernel_count";
-
-/// A kernel to compile.
-#[derive(Clone, Copy, Debug)]
-pub struct KernelSource<'a> {
-    /// Symbol of its body.
-    pub name: &'a str,
-    /// What it computes.
-    pub request: &'a KernelRequest,
-    /// Layout of each weight.
-    pub layouts: &'a [WeightLayout],
-}
-
-/// Which texts to keep while compiling.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct KeepText {
-    /// MLIR as built, verified.
-    pub mlir: bool,
-    /// LLVM IR, optimized.
-    pub llvm: bool,
-    /// Assembly.
-    pub asm: bool,
-}
-
-/// Texts of one kernel.
-#[derive(Clone, Debug, Default)]
-pub struct KernelText {
-    /// Symbol of its body.
-    pub name: String,
-    /// MLIR.
-    pub mlir: Option<String>,
-    /// LLVM IR.
-    pub llvm: Option<String>,
-    /// Assembly.
-    pub asm: Option<String>,
-}
-
-/// All kernels of a program.
-#[derive(Clone, Debug, Default)]
-pub struct CompiledKernels {
-    /// ELF object with the kernels, `qwen2c_kernels` and `qwen2c_kernel_count`.
-    pub object: Vec<u8>,
-    /// Texts of each kernel, in the order of the sources.
-    pub texts: Vec<KernelText>,
-    /// Time spent in MLIR.
-    pub mlir_us: u64,
-    /// Time spent in LLVM.
-    pub llvm_us: u64,
-}
-
-/// A kernel that did not compile: a bug of ours.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CompileError {
-    /// The kernel, or empty for the object as a whole.
-    pub kernel: String,
-    /// What failed: `verify`, `lower`, `translate`, `optimize`, `emit`.
-    pub step: &'static str,
-    /// What MLIR or LLVM said.
-    pub messages: Vec<String>,
-}
-
-impl fmt::Display for CompileError {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "kernel `{}` failed to {}", self.kernel, self.step)?;
-        self.messages.iter().try_for_each(|message| write!(formatter, "\n  {message}"))
-    }
-}
-
-impl std::error::Error for CompileError {}
 
 /// Compiles all kernels into one object.
 ///
 /// # Errors
 ///
 /// [`CompileError`] with the messages of MLIR or LLVM.
-pub fn compile_kernels(
+pub(crate) fn compile_kernels(
     target: &CpuTarget,
     kernels: &[KernelSource<'_>],
     keep: KeepText,
@@ -110,7 +44,7 @@ pub fn compile_kernels(
     let mut compiled = CompiledKernels::default();
     for kernel in kernels {
         let start = Instant::now();
-        let mut module = lowering.build(kernel.name, kernel.request, kernel.layouts, target.instructions());
+        let mut module = lower::build(&lowering, kernel, target.instructions());
         let mut text = KernelText { name: kernel.name.to_owned(), ..KernelText::default() };
         lowering.tidy(&mut module).map_err(|messages| failure(kernel, "verify", messages))?;
         if keep.mlir {
@@ -148,14 +82,6 @@ pub fn compile_kernels(
     Ok(compiled)
 }
 
-fn elapsed_us(start: Instant) -> u64 {
-    u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX)
-}
-
-fn failure(kernel: &KernelSource<'_>, step: &'static str, messages: Vec<String>) -> CompileError {
-    CompileError { kernel: kernel.name.to_owned(), step, messages }
-}
-
 fn target_machine(target: &CpuTarget) -> Result<TargetMachine, CompileError> {
     Target::initialize_x86(&InitializationConfig::default());
     let triple = TargetTriple::create(TRIPLE);
@@ -174,16 +100,6 @@ fn target_machine(target: &CpuTarget) -> Result<TargetMachine, CompileError> {
         .ok_or_else(|| {
             missing(format!("LLVM has no machine `{}` with `{}`", target.processor(), target.features()))
         })
-}
-
-/// The module in LLVM's own IR.
-fn translate<'l>(llvm: &'l LlvmContext, module: &melior::ir::Module<'_>) -> Option<Module<'l>> {
-    // SAFETY: the operation is a module in the LLVM dialect with its translations registered; the result is
-    // a new module of `llvm`, owned by nobody else, or null.
-    unsafe {
-        let raw = mlir_sys::mlirTranslateModuleToLLVMIR(module.as_operation().to_raw(), llvm.raw().cast());
-        (!raw.is_null()).then(|| Module::new(raw.cast()))
-    }
 }
 
 /// Marks the functions and runs LLVM's optimizer.
@@ -210,6 +126,17 @@ fn optimize(
     }
     let options = PassBuilderOptions::create();
     module.run_passes("default<O3>", machine, options).map_err(|message| message.to_string())
+}
+
+/// An object with an empty kernel table, for programs whose kernels run elsewhere.
+///
+/// # Errors
+///
+/// [`CompileError`] with the messages of LLVM.
+pub(crate) fn object_without_kernels() -> Result<Vec<u8>, CompileError> {
+    let target = resolve_level(OLDEST_LEVEL).expect("the level exists")
+        .expect("it has no features that could be unknown");
+    Ok(compile_kernels(&target, &[], KeepText::default())?.object)
 }
 
 /// Adds `{ tiles, body }` of every kernel and their number.

@@ -4,14 +4,11 @@
 //! lanes, any input length works without a tail, and decode, prompt and the gather of a tied embedding
 //! read the same bytes.
 
-use qwen2c_request::{CACHE_BLOCK_POSITIONS, CacheKind, CacheType, Quantization, WeightLayout, WeightType};
-
-/// Weights start and end at multiples of this, so that a whole vector may be loaded at the end of a row.
-const WEIGHT_ALIGNMENT_BYTES: u64 = 64;
+use qwen2c_request::{CACHE_BLOCK_POSITIONS, CacheKind, CacheType, Quantization, WeightType};
 
 /// Extents of a weight in panels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct PanelGeometry {
+pub(crate) struct PanelGeometry {
     /// Matrices one after the other: experts, or 1.
     pub(super) matrices: u64,
     /// Rows of one matrix.
@@ -32,7 +29,7 @@ pub(super) struct PanelGeometry {
 
 impl PanelGeometry {
     /// Geometry of `weight`, `[rows, columns]` or `[matrices, rows, columns]`, in panels.
-    pub(super) fn new(weight: &WeightType, lanes: u32, pair: u32, separate_halves: bool) -> Self {
+    pub(crate) fn new(weight: &WeightType, lanes: u32, pair: u32, separate_halves: bool) -> Self {
         let extents = weight.extents();
         let (matrices, rows, columns) = match extents[..] {
             [matrices, rows, columns] => (matrices, rows, columns),
@@ -75,6 +72,11 @@ impl PanelGeometry {
     /// Bytes of one matrix.
     pub(super) fn matrix_bytes(self) -> u64 {
         self.panels() * self.panel_bytes()
+    }
+
+    /// Bytes of all matrices.
+    pub(crate) fn bytes(self) -> u64 {
+        self.matrices * self.matrix_bytes()
     }
 
     /// First row of a panel and how many of its rows exist.
@@ -165,18 +167,6 @@ impl ChunkGeometry {
             inputs: group.min(inputs - index * group) as u32,
         })
     }
-}
-
-/// Bytes of `weight` in `layout`, a multiple of 64.
-pub(super) fn weight_bytes(weight: &WeightType, layout: WeightLayout) -> u64 {
-    let bytes = match layout {
-        WeightLayout::RowMajor => weight.rows() * weight.columns() * weight.element.bytes(),
-        WeightLayout::Panels { lanes, pair, separate_halves } => {
-            let geometry = PanelGeometry::new(weight, lanes, pair, separate_halves);
-            geometry.matrices * geometry.matrix_bytes()
-        }
-    };
-    bytes.next_multiple_of(WEIGHT_ALIGNMENT_BYTES)
 }
 
 /// Elements of a value head as stored: whole vectors, so that the weighted sum has no tail.

@@ -4,107 +4,24 @@
 //! a row are converted by loops that compilers turn into vector code, and what goes to one panel is
 //! written in blocks of columns that stay in the first cache while all rows add to them.
 
-use qwen2c_request::{
-    Element, Quantization, QuantizationError, QuantizedBlock, QuantizedRows, WeightLayout, WeightType,
-    f32_to_bf16, f32_to_f16,
-};
+use qwen2c_request::{Element, Quantization, QuantizationError, QuantizedBlock, QuantizedRows};
 
-use super::layout::{ChunkGeometry, PanelGeometry, weight_bytes};
+use super::layout::{ChunkGeometry, PanelGeometry};
+use crate::pack::{ReadWeight, WriteBytes, convert};
 
-/// Gives consecutive rows of a weight from a row number on. The rows of all matrices are numbered through.
-pub trait ReadWeight {
-    /// Why rows could not be read.
-    type Error;
-
-    /// Fills the slice with the elements of whole rows.
-    ///
-    /// # Errors
-    ///
-    /// When they cannot be read.
-    fn rows(&mut self, first_row: u64, out: &mut [f32]) -> Result<(), Self::Error>;
-
-    /// Fills whole rows of a quantized weight; tells what quantization lost.
-    ///
-    /// # Errors
-    ///
-    /// When they cannot be read.
-    fn groups(
-        &mut self,
-        first_row: u64,
-        out: &mut QuantizedRows<'_>,
-    ) -> Result<QuantizationError, Self::Error>;
-}
-
-/// Takes the next packed bytes.
-pub type WriteBytes<'a, E> = dyn FnMut(&[u8]) -> Result<(), E> + 'a;
-
-/// Packs a weight as a stream: reads rows and hands the packed bytes to `write` in order. Exactly
-/// [`qwen2c_request::Target::weight_bytes`] bytes are written; no more than one block of rows is held.
-/// Returns what quantization lost, zero for a weight that is stored as elements.
-///
-/// # Errors
-///
-/// The first error of `read` or `write`.
-pub fn pack_weight<R: ReadWeight>(
-    weight: &WeightType,
-    layout: WeightLayout,
+/// Packs a weight into panels; tells what quantization lost.
+pub(crate) fn pack<R: ReadWeight>(
+    geometry: PanelGeometry,
+    element: Element,
     read: &mut R,
     write: &mut WriteBytes<'_, R::Error>,
 ) -> Result<QuantizationError, R::Error> {
-    let mut error = QuantizationError::default();
-    let written = match layout {
-        WeightLayout::RowMajor => pack_row_major(weight, read, write)?,
-        WeightLayout::Panels { lanes, pair, separate_halves } => {
-            let geometry = PanelGeometry::new(weight, lanes, pair, separate_halves);
-            match geometry.quantization {
-                Some(quantization) => {
-                    error = pack_quantized_panels(geometry, quantization, read, write)?;
-                }
-                None => pack_panels(geometry, weight.element, read, write)?,
-            }
-            geometry.matrices * geometry.matrix_bytes()
+    match geometry.quantization {
+        Some(quantization) => pack_quantized_panels(geometry, quantization, read, write),
+        None => {
+            pack_panels(geometry, element, read, write)?;
+            Ok(QuantizationError::default())
         }
-    };
-    let padding = weight_bytes(weight, layout) - written;
-    write(&vec![0; padding as usize])?;
-    Ok(error)
-}
-
-/// Rows converted at a time in row-major order.
-const ROW_MAJOR_BLOCK_ROWS: u64 = 16;
-
-fn pack_row_major<R: ReadWeight>(
-    weight: &WeightType,
-    read: &mut R,
-    write: &mut WriteBytes<'_, R::Error>,
-) -> Result<u64, R::Error> {
-    let (rows, columns, element_bytes) =
-        (weight.rows(), weight.columns() as usize, weight.element.bytes() as usize);
-    let mut values = vec![0.0; ROW_MAJOR_BLOCK_ROWS.min(rows) as usize * columns];
-    let mut bytes = vec![0; values.len() * element_bytes];
-    for first in (0..rows).step_by(ROW_MAJOR_BLOCK_ROWS as usize) {
-        let elements = ROW_MAJOR_BLOCK_ROWS.min(rows - first) as usize * columns;
-        read.rows(first, &mut values[..elements])?;
-        convert(weight.element, &values[..elements], &mut bytes);
-        write(&bytes[..elements * element_bytes])?;
-    }
-    Ok(rows * columns as u64 * element_bytes as u64)
-}
-
-/// Writes `values` in the element type, little endian, to the beginning of `out`.
-fn convert(element: Element, values: &[f32], out: &mut [u8]) {
-    match element {
-        Element::F32 => put(values, out, f32::to_le_bytes),
-        Element::Bf16 => put(values, out, |value| f32_to_bf16(value).to_le_bytes()),
-        Element::F16 => put(values, out, |value| f32_to_f16(value).to_le_bytes()),
-        Element::I32 => put(values, out, |value| (value as i32).to_le_bytes()),
-        Element::I8 { .. } => put(values, out, |value| (value as i8).to_le_bytes()),
-    }
-}
-
-fn put<const BYTES: usize>(values: &[f32], out: &mut [u8], bytes_of: impl Fn(f32) -> [u8; BYTES]) {
-    for (out, value) in out.as_chunks_mut().0.iter_mut().zip(values) {
-        *out = bytes_of(*value);
     }
 }
 
@@ -259,8 +176,9 @@ fn pack_integers(quantization: Quantization, integers: &[i8], out: &mut [u8]) {
 mod tests {
     use super::*;
     use crate::cpu::tests::weights::{FORMATS, dequantized, pack};
+    use crate::pack::weight_bytes;
     use proptest::prelude::*;
-    use qwen2c_request::{Dimension, bf16_to_f32, f16_to_f32};
+    use qwen2c_request::{Dimension, WeightLayout, WeightType, bf16_to_f32, f16_to_f32, f32_to_bf16};
 
     fn weight(extents: &[u64], element: Element) -> WeightType {
         WeightType {

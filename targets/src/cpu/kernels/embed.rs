@@ -20,7 +20,7 @@ pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, row: Val<'k>) {
     let out = kernel.output(0).at(row * k.int(hidden));
     let weight = kernel.weight(0);
     match kernel.layouts[0] {
-        WeightLayout::RowMajor => {
+        WeightLayout::RowMajor | WeightLayout::WarpPanels { .. } => {
             let source = weight.at(token * k.int(hidden));
             k.for_each_chunk(k.int(hidden), kernel.lanes, |offset, lanes| {
                 out.store(offset, source.load(offset, lanes))

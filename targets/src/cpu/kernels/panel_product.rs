@@ -46,7 +46,9 @@ pub(super) fn geometry(layouts: &[WeightLayout], weight: &WeightType, lanes: u32
             PanelGeometry::new(weight, lanes, pair, separate_halves)
         }
         // `choose` offers panels alone for products.
-        WeightLayout::RowMajor => PanelGeometry::new(weight, lanes, 1, false),
+        WeightLayout::RowMajor | WeightLayout::WarpPanels { .. } => {
+            PanelGeometry::new(weight, lanes, 1, false)
+        }
     }
 }
 

@@ -15,8 +15,9 @@ use qwen2c_request::{
     quantize_activations,
 };
 
-use super::describe::{CpuTarget, resolve_target};
-use super::emit::{KeepText, KernelSource, compile_kernels};
+use super::describe::{CpuTarget, resolve_level};
+use super::emit::compile_kernels;
+use crate::{KeepText, KernelSource};
 use weights::{FORMATS, dequantized, is_made, pack};
 
 /// The targets that this machine can run, at least the lowest.
@@ -24,7 +25,7 @@ fn targets() -> Vec<CpuTarget> {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap();
     ["x86-64-v3", "x86-64-v4", "x86-64-v4+avx512vnni", "x86-64-v4+avx512vnni+avx512bf16"]
         .into_iter()
-        .map(|name| resolve_target(name).unwrap())
+        .map(|name| resolve_level(name).unwrap().unwrap())
         .filter(|target| {
             target
                 .description()

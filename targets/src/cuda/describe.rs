@@ -1,0 +1,91 @@
+//! The CUDA targets by name: architectures and the PTX they need.
+
+use qwen2c_request::{
+    CacheType, KernelChoice, KernelRequest, Target, TargetDescription, Unservable, WeightLayout, WeightType,
+};
+
+use super::{choose, layout};
+use crate::pack::weight_bytes;
+
+/// One architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Architecture {
+    /// 80 for `sm_80`.
+    pub(super) number: u32,
+    /// Name on the command line and in LLVM.
+    pub(super) name: &'static str,
+    /// One line for `qwen2c targets`.
+    summary: &'static str,
+    /// LLVM's name of the oldest PTX version that knows the architecture: drivers refuse newer ones than
+    /// their own.
+    pub(super) ptx: &'static str,
+}
+
+/// All architectures, oldest first.
+const ARCHITECTURES: &[Architecture] = &[
+    Architecture { number: 80, name: "sm_80", summary: "Ampere, data centre: A100, A30", ptx: "+ptx70" },
+    Architecture { number: 86, name: "sm_86", summary: "Ampere: A10, A40, RTX 30", ptx: "+ptx71" },
+    Architecture { number: 89, name: "sm_89", summary: "Ada Lovelace: L4, L40, RTX 40", ptx: "+ptx78" },
+    Architecture { number: 90, name: "sm_90", summary: "Hopper: H100, H200", ptx: "+ptx78" },
+    Architecture { number: 100, name: "sm_100", summary: "Blackwell, data centre: B200", ptx: "+ptx86" },
+    Architecture { number: 120, name: "sm_120", summary: "Blackwell: RTX 50", ptx: "+ptx87" },
+];
+
+/// Names and one-line summaries.
+pub(crate) fn known_architectures() -> impl Iterator<Item = (&'static str, &'static str)> {
+    ARCHITECTURES.iter().map(|architecture| (architecture.name, architecture.summary))
+}
+
+/// One CUDA architecture, or several in one program: they share kernels, weights and plan.
+#[derive(Clone, Debug)]
+pub struct CudaTarget {
+    description: TargetDescription,
+    architectures: Vec<Architecture>,
+}
+
+impl CudaTarget {
+    /// The target with these names; None where one of them is no CUDA architecture. Names given twice
+    /// count once.
+    pub(crate) fn named(names: &[&str]) -> Option<Self> {
+        let mut architectures = names
+            .iter()
+            .map(|name| ARCHITECTURES.iter().find(|known| known.name == *name).copied())
+            .collect::<Option<Vec<_>>>()?;
+        // The order on the command line does not show in the program.
+        architectures.sort_by_key(|architecture| architecture.number);
+        architectures.dedup();
+        let names: Vec<&str> = architectures.iter().map(|architecture| architecture.name).collect();
+        let description = TargetDescription {
+            name: names.join(","),
+            family: "cuda",
+            required_features: Vec::new(),
+            // What padding pays for: rows of activations that 16-byte loads fit.
+            vector_lanes: 8,
+            multiplies_integers: false,
+        };
+        Some(Self { description, architectures })
+    }
+
+    /// Oldest first.
+    pub(super) fn architectures(&self) -> &[Architecture] {
+        &self.architectures
+    }
+}
+
+impl Target for CudaTarget {
+    fn description(&self) -> &TargetDescription {
+        &self.description
+    }
+
+    fn choose(&self, request: &KernelRequest) -> Result<KernelChoice, Unservable> {
+        choose::choose(request)
+    }
+
+    fn weight_bytes(&self, weight: &WeightType, layout: WeightLayout) -> u64 {
+        weight_bytes(weight, layout)
+    }
+
+    fn cache_bytes(&self, cache: &CacheType) -> u64 {
+        layout::cache_bytes(cache)
+    }
+}

@@ -1,0 +1,117 @@
+//! `expert_matmul`: each (row, choice) entry times the weight of its expert.
+//!
+//! ```text
+//! by entry:  a block is some columns of one entry
+//! grouped:   a block is some columns of one active expert; 4 of its entries at a time
+//! ```
+//!
+//! Which experts are read stands in memory alone: an idle expert costs an empty block, and its weights are not
+//! touched.
+
+use qwen2c_request::{KernelRequest, Operation, WeightLayout};
+
+use super::functions::silu;
+use super::group_rows::GroupTable;
+use super::matmul::{Results, Tasks, multiply};
+use super::{Kernel, REDUCTION_BYTES, Shape};
+use crate::builder::{Buffer, Compare, Place, Val};
+use crate::cuda::layout::WarpGeometry;
+
+/// Entries of an expert that are multiplied side by side.
+const ENTRIES_SIDE_BY_SIDE: u64 = 4;
+
+fn cut(request: &KernelRequest, layouts: &[WeightLayout]) -> (WarpGeometry, Tasks) {
+    match layouts[0] {
+        WeightLayout::WarpPanels { rows, separate_halves } => {
+            let geometry = WarpGeometry::new(&request.weights[0], rows, separate_halves);
+            (geometry, Tasks::new(geometry, false))
+        }
+        _ => unreachable!("`choose` offers products warp panels alone"),
+    }
+}
+
+fn is_grouped(request: &KernelRequest) -> bool {
+    matches!(request.operation, Operation::ExpertMatmul { grouped: true, .. })
+}
+
+fn choices(request: &KernelRequest) -> u64 {
+    request.inputs[1].row_elements()
+}
+
+/// Blocks of columns times choices, or times experts.
+pub(super) fn shape(request: &KernelRequest, layouts: &[WeightLayout]) -> Shape {
+    let (geometry, tasks) = cut(request, layouts);
+    let (parts, rows_per_block) = if is_grouped(request) {
+        (geometry.matrices, request.max_rows.max(1))
+    } else {
+        (choices(request), 1)
+    };
+    Shape { blocks: parts * tasks.blocks(), rows_per_block, threads: 128, shared_bytes: REDUCTION_BYTES }
+}
+
+/// Some columns of one entry or of one active expert.
+pub(super) fn body(kernel: &Kernel<'_, '_>) {
+    let k = kernel.k;
+    let (geometry, tasks) = cut(kernel.request, kernel.layouts);
+    let part = k.place(Place::Block) / k.int(tasks.blocks());
+    if !is_grouped(kernel.request) {
+        let entry = kernel.row() * k.int(choices(kernel.request)) + part;
+        let expert = kernel.input(1).load_index(entry);
+        multiply_entries(kernel, (geometry, tasks), expert, &[entry], k.int(1));
+        return;
+    }
+    let table = GroupTable::new(kernel, kernel.input(2), geometry.matrices);
+    let is_active = part.compare(Compare::Less, table.active_count.load_index(k.int(0)));
+    k.when(is_active, || {
+        let expert = table.active.load_index(part);
+        let (first, last) = (table.offsets.load_index(expert), table.offsets.load_index(expert + k.int(1)));
+        k.repeat(first, last, ENTRIES_SIDE_BY_SIDE as i64, |place| {
+            let count = last - place;
+            // Entries that do not exist are the first again, and are not stored.
+            let entries: Vec<Val<'_>> = (0..ENTRIES_SIDE_BY_SIDE)
+                .map(|index| {
+                    let exists = k.int(index).compare(Compare::Less, count);
+                    table.entries.load_index(exists.select(place + k.int(index), place))
+                })
+                .collect();
+            multiply_entries(kernel, (geometry, tasks), expert, &entries, count);
+        });
+    });
+}
+
+/// Products of entries of one expert, of which the first `count` are stored.
+fn multiply_entries<'k>(
+    kernel: &Kernel<'k, '_>,
+    (geometry, tasks): (WarpGeometry, Tasks),
+    expert: Val<'k>,
+    entries: &[Val<'k>],
+    count: Val<'k>,
+) {
+    let k = kernel.k;
+    let choices = k.int(choices(kernel.request));
+    // `x` has a row for each entry (behind the first product) or one for all choices of a row.
+    let is_by_entry = kernel.input_type(0).dimensions.len() == 3;
+    let inputs: Vec<Buffer<'k>> = entries
+        .iter()
+        .map(|entry| if is_by_entry { *entry } else { *entry / choices })
+        .map(|row| kernel.input(0).at(row * k.int(geometry.columns)))
+        .collect();
+    let matrix = kernel.weight(0).at_bytes(expert * k.int(geometry.matrix_bytes()));
+    let results = multiply(kernel, (geometry, tasks), matrix, &inputs);
+    let exists = k.both(results.exists, results.input.compare(Compare::Less, count));
+    k.when(exists, || {
+        let entry = entries.iter().enumerate().skip(1).fold(entries[0], |chosen, (index, entry)| {
+            results.input.compare(Compare::Equal, k.int(index as u64)).select(*entry, chosen)
+        });
+        store(kernel, entry, &results, geometry.rows / tasks.halves);
+    });
+}
+
+fn store<'k>(kernel: &Kernel<'k, '_>, entry: Val<'k>, results: &Results<'k>, columns: u64) {
+    let k = kernel.k;
+    let value = match results.values[..] {
+        [gate, up] => silu(k, gate) * up,
+        _ => results.values[0],
+    };
+    kernel.output(0).store(entry * k.int(columns) + results.column, value);
+}
