@@ -74,7 +74,8 @@ pub(crate) struct BuildArguments {
     /// Switch a pass on again that an earlier `--no-pass` named
     #[arg(long, value_name = "NAME")]
     pub(crate) pass: Vec<String>,
-    /// Write the text of these stages: config, graph, fused, scheduled, plan, mlir, llvm, asm, manifest
+    /// Write the text of these stages: config, graph, fused, scheduled, plan, mlir, llvm, asm, ptx,
+    /// manifest
     #[arg(long, value_name = "STAGE", value_delimiter = ',', long_help = emit_help())]
     pub(crate) emit: Vec<String>,
     /// Folder of the stages' text [default: <output>.emit]
@@ -83,7 +84,7 @@ pub(crate) struct BuildArguments {
     /// Print the time of every stage and pass
     #[arg(long)]
     pub(crate) time_passes: bool,
-    /// NVIDIA's assembler, for CUDA targets
+    /// NVIDIA's assembler, for CUDA targets, or `none` [default: the one on PATH, where there is one]
     #[arg(long, value_name = "PATH")]
     pub(crate) ptxas: Option<PathBuf>,
     /// Print nothing but errors

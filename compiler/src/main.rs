@@ -6,6 +6,7 @@
 mod arguments;
 mod checked_source;
 mod commands;
+mod device;
 mod emit;
 mod failure;
 mod link;
@@ -15,6 +16,7 @@ mod pipeline;
 mod prediction;
 mod program;
 mod progress;
+mod ptxas;
 mod quant;
 mod quantization_loss;
 mod report;

@@ -11,7 +11,7 @@ use std::time::Instant;
 use qwen2c_checkpoint::tokenizer::compile_tokenizer;
 use qwen2c_checkpoint::{ModelDescription, OpenedModel, open_model, print_config_table};
 use qwen2c_format::{
-    Diagnostic, Locator, Manifest, WeightTable, encode_program_head, patch_locator,
+    DeviceCode, DeviceImage, Diagnostic, Locator, Manifest, WeightTable, encode_program_head, patch_locator,
 };
 use qwen2c_graph::passes::{PassContext, PassReport, run_passes};
 use qwen2c_graph::plan::{Plan, plan, print_plan, verify_plan};
@@ -29,6 +29,7 @@ use crate::program::{
     ManifestParts, SLOTS, device_code, manifest, manifest_text, step_lists, weight_entry,
 };
 use crate::progress::{Download, Progress};
+use crate::ptxas;
 use crate::quant::Quant;
 use crate::quantization_loss::{ClassLoss, losses};
 use crate::request::BuildRequest;
@@ -72,6 +73,8 @@ pub(crate) struct BuildOutcome {
     pub(crate) quant: Quant,
     /// What that lost.
     pub(crate) losses: Vec<ClassLoss>,
+    /// What devices run.
+    pub(crate) images: Vec<DeviceImage>,
     /// Whether a tokenizer is in it.
     pub(crate) has_tokenizer: bool,
     /// Where the time went.
@@ -112,6 +115,7 @@ pub(crate) fn build(request: &BuildRequest) -> Result<BuildOutcome, Failure> {
     // Machine code.
     let kernels = compile(request, &planned.schedule, &emitted, &mut timings)?;
     let elf = timings.measure("link", || link(&kernels.object))?;
+    let device_code = timings.measure("assemble", || with_cubins(request, device_code(&kernels)))?;
 
     // What the program can check itself by.
     let progress = Progress::spinner("computing the self-test's reference", request.quiet);
@@ -138,6 +142,7 @@ pub(crate) fn build(request: &BuildRequest) -> Result<BuildOutcome, Failure> {
         planned: &planned,
         tokenizer: tokenizer.as_ref().map(|tokenizer| tokenizer.table_bytes.as_slice()),
         kernels: &kernels,
+        device_code: &device_code,
     };
     let (locator, losses) =
         timings.measure("weights", || write_program(program, &source, unfinished, request.quiet))?;
@@ -152,6 +157,7 @@ pub(crate) fn build(request: &BuildRequest) -> Result<BuildOutcome, Failure> {
         locator,
         quant: request.quant,
         losses,
+        images: device_code.images,
         has_tokenizer,
         timings,
         duration_us,
@@ -292,6 +298,19 @@ fn compile(
     Ok(compiled)
 }
 
+/// The device code with a cubin behind each PTX image, where there is an assembler.
+fn with_cubins(request: &BuildRequest, mut code: DeviceCode) -> Result<DeviceCode, Failure> {
+    if code.images.is_empty() {
+        return Ok(code);
+    }
+    if let Some(assembler) = request.assembler() {
+        let cubins: Vec<DeviceImage> =
+            code.images.iter().map(|image| ptxas::assemble(&assembler, image)).collect::<Result<_, _>>()?;
+        code.images.extend(cubins);
+    }
+    Ok(code)
+}
+
 /// What a program's file is made of, besides the weights.
 struct ProgramParts<'a> {
     elf: Vec<u8>,
@@ -299,6 +318,7 @@ struct ProgramParts<'a> {
     planned: &'a PlannedModel,
     tokenizer: Option<&'a [u8]>,
     kernels: &'a CompiledKernels,
+    device_code: &'a DeviceCode,
 }
 
 /// Writes image, weights and head, and gives the file its name. Tells where things lie and what
@@ -311,9 +331,8 @@ fn write_program(
 ) -> Result<(Locator, Vec<ClassLoss>), Failure> {
     let PlannedModel { schedule, plan, .. } = program.planned;
     let lists = step_lists(schedule, plan, program.kernels);
-    let device_code = device_code(program.kernels);
     let head = |table: &WeightTable| {
-        encode_program_head(program.manifest, &lists, table, program.tokenizer, &device_code)
+        encode_program_head(program.manifest, &lists, table, program.tokenizer, program.device_code)
     };
 
     // The hashes of the weights are known last, but their table's length is known first.

@@ -5,7 +5,10 @@
 //! good kernels come close to.
 
 use qwen2c_graph::plan::{CostSummary, Plan};
+use qwen2c_graph::schedule::Schedule;
 use serde::Serialize;
+
+use crate::device::AssumedMachine;
 
 /// A largest context is given in whole blocks of the cache.
 const CONTEXT_STEP: u64 = 256;
@@ -48,17 +51,21 @@ impl MemoryTable {
 }
 
 /// Generation with one sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct DecodePrediction {
-    /// Memory bandwidth that is assumed.
-    pub(crate) bandwidth_bytes_per_s: f64,
+    /// What is assumed.
+    pub(crate) machine: AssumedMachine,
+    /// Launches of a device for each token.
+    pub(crate) launches_per_token: u64,
+    /// Time of these launches as a share of a token's at an empty context.
+    pub(crate) share_of_launches: f64,
     /// Bytes that the first token moves.
     pub(crate) bytes_per_token: u64,
     /// Bytes that a token moves when the context is full.
     pub(crate) bytes_per_token_at_full_context: u64,
     /// Floating-point operations of the first token.
     pub(crate) operations_per_token: u64,
-    /// Upper bound of the rate at an empty context.
+    /// Upper bound of the rate at an empty context; on a device what is expected.
     pub(crate) tokens_per_s: f64,
     /// Upper bound of the rate at a full context.
     pub(crate) tokens_per_s_at_full_context: f64,
@@ -66,15 +73,23 @@ pub(crate) struct DecodePrediction {
 
 impl DecodePrediction {
     /// The prediction for a plan's first list, which is `decode`.
-    pub(crate) fn new(plan: &Plan, context: u64, bandwidth_bytes_per_s: f64) -> Self {
+    pub(crate) fn new(schedule: &Schedule, plan: &Plan, context: u64, machine: AssumedMachine) -> Self {
         let cost = plan.lists.first().map(CostSummary::new).unwrap_or_default();
+        let steps = plan.lists.iter().take(1).flat_map(|list| list.body.iter().chain(&list.head));
+        let launches_per_token: u64 =
+            steps.map(|step| u64::from(schedule.kernels[step.kernel].choice.launches)).sum();
+        let launches_s = launches_per_token as f64 * machine.launch_us / 1e6;
+        let token_s =
+            |positions: u64| cost.bytes(1, 1, positions) as f64 / machine.bandwidth_bytes_per_s + launches_s;
         Self {
-            bandwidth_bytes_per_s,
+            launches_per_token,
+            share_of_launches: launches_s / token_s(1),
             bytes_per_token: cost.bytes(1, 1, 1),
             bytes_per_token_at_full_context: cost.bytes(1, 1, context),
             operations_per_token: cost.operations(1, 1, 1),
-            tokens_per_s: cost.decode_tokens_per_s(1, bandwidth_bytes_per_s),
-            tokens_per_s_at_full_context: cost.decode_tokens_per_s(context, bandwidth_bytes_per_s),
+            tokens_per_s: 1.0 / token_s(1),
+            tokens_per_s_at_full_context: 1.0 / token_s(context),
+            machine,
         }
     }
 }

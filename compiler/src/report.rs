@@ -15,12 +15,12 @@ use crate::units;
 
 /// What the report tells. All of it is known before the first line is written, so that tests can print
 /// a report without a build.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Report<'a> {
     /// The program's facts.
     pub(crate) manifest: &'a Manifest,
-    /// `f32` lanes of the target's vector registers.
-    pub(crate) vector_lanes: u32,
+    /// What the code is: `16 lanes of f32`, `PTX for sm_80`.
+    pub(crate) code: String,
     /// Number of distinct kernels.
     pub(crate) kernels: usize,
     /// Steps of one generated token.
@@ -73,7 +73,7 @@ impl Report<'_> {
         let manifest = self.manifest;
         let mut table = Table::new(&[Side::Left, Side::Left]);
         table.row([key("model"), describe_model(&manifest.model)]);
-        table.row([key("target"), format!("{}, {} lanes of f32", manifest.target, self.vector_lanes)]);
+        table.row([key("target"), format!("{}, {}", manifest.target, self.code)]);
         table.row([key("types"), format!("{} weights and activations, f32 residual stream", manifest.dtype)]);
         table.row([key("context"), format!("{} positions", units::grouped(manifest.context))]);
         let steps = units::count(self.decode_steps as u64, "step");
@@ -156,6 +156,9 @@ pub(crate) fn memory_table(memory: &MemoryTable, context: u64) -> Table {
 /// What generation can reach.
 pub(crate) fn prediction_lines(prediction: &DecodePrediction, context: u64) -> Vec<String> {
     let mut table = Table::new(&[Side::Left, Side::Right, Side::Left, Side::Left]);
+    let machine = &prediction.machine;
+    // A device's figures have their losses in them; this machine's rate is a bound.
+    let relation = if prediction.launches_per_token > 0 { "≈" } else { "≤" };
     let rows = [
         ("empty context".to_owned(), prediction.tokens_per_s, prediction.bytes_per_token),
         (
@@ -168,14 +171,24 @@ pub(crate) fn prediction_lines(prediction: &DecodePrediction, context: u64) -> V
         let rate = style(units::tokens_per_s(rate)).bold().to_string();
         table.row([
             when,
-            format!("≤ {rate}"),
+            format!("{relation} {rate}"),
             "tokens/s".to_owned(),
             format!("{} each", units::bytes(bytes)),
         ]);
     }
     let mut lines = table.lines(4);
-    let bandwidth = format!("    at {:.1} GB/s of memory", prediction.bandwidth_bytes_per_s / 1e9);
+    let bandwidth = format!("    at {:.1} GB/s of memory", machine.bandwidth_bytes_per_s / 1e9);
     lines.push(style(bandwidth).dim().to_string());
+    if prediction.launches_per_token > 0 {
+        let launches = format!(
+            "    on {}, with {} launches a token of {} µs, {:.0} % of its time",
+            machine.name,
+            prediction.launches_per_token,
+            machine.launch_us,
+            100.0 * prediction.share_of_launches
+        );
+        lines.push(style(launches).dim().to_string());
+    }
     lines
 }
 
@@ -213,6 +226,7 @@ mod tests {
     use qwen2c_request::Quantization;
 
     use super::Report;
+    use crate::device::AssumedMachine;
     use crate::prediction::{DecodePrediction, MemoryTable};
     use crate::quantization_loss::ClassLoss;
 
@@ -277,7 +291,7 @@ mod tests {
         ];
         let report = Report {
             manifest: &manifest(),
-            vector_lanes: 16,
+            code: "16 lanes of f32".to_owned(),
             kernels: 41,
             decode_steps: 387,
             passes: &passes,
@@ -292,7 +306,14 @@ mod tests {
                 activation_bytes: 12_582_912,
             },
             prediction: DecodePrediction {
-                bandwidth_bytes_per_s: 28.1e9,
+                machine: AssumedMachine {
+                    name: "this machine".to_owned(),
+                    memory_bytes: 1 << 36,
+                    bandwidth_bytes_per_s: 28.1e9,
+                    launch_us: 0.0,
+                },
+                launches_per_token: 0,
+                share_of_launches: 0.0,
                 bytes_per_token: 5_300_000_000,
                 bytes_per_token_at_full_context: 6_910_612_736,
                 operations_per_token: 5_000_000_000,

@@ -11,6 +11,7 @@ use qwen2c_targets::{AnyTarget, TargetError, known_targets, resolve_target};
 
 use crate::arguments::BuildArguments;
 use crate::failure::Failure;
+use crate::ptxas;
 use crate::quant::{Quant, default_quant, nothing_to_keep, parse_quant};
 use crate::self_test::Rounding;
 use crate::stage::Stage;
@@ -46,6 +47,8 @@ pub(crate) struct BuildRequest {
     pub(crate) emit_directory: Option<PathBuf>,
     /// `--output`.
     pub(crate) output: Option<PathBuf>,
+    /// `--ptxas`.
+    pub(crate) ptxas: Option<PathBuf>,
     /// Print the account of time.
     pub(crate) time_passes: bool,
     /// Print nothing but errors.
@@ -73,6 +76,7 @@ impl BuildRequest {
             emit: parse_stages(&arguments.emit)?,
             emit_directory: arguments.emit_dir.clone(),
             output: arguments.output.clone(),
+            ptxas: arguments.ptxas.clone(),
             time_passes: arguments.time_passes,
             quiet: arguments.quiet,
         })
@@ -98,6 +102,14 @@ impl BuildRequest {
     pub(crate) fn multiplies_integers(&self) -> bool {
         let is_enabled = !self.disabled_passes.contains(&QUANTIZE_ACTIVATIONS);
         is_enabled && self.target.description().multiplies_integers
+    }
+
+    /// NVIDIA's assembler: what `--ptxas` names unless that is `none`, else the one on `PATH`.
+    pub(crate) fn assembler(&self) -> Option<PathBuf> {
+        match &self.ptxas {
+            Some(name) if name.as_os_str() == "none" => None,
+            named => ptxas::find(named.as_deref()),
+        }
     }
 
     /// How the program rounds.

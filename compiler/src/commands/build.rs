@@ -2,11 +2,13 @@
 
 use std::io::Write;
 
+use qwen2c_format::{DeviceImage, ImageKind};
 use qwen2c_request::Target;
+use qwen2c_targets::AnyTarget;
 
 use crate::arguments::BuildArguments;
+use crate::device::AssumedMachine;
 use crate::failure::Failure;
-use crate::machine;
 use crate::output::remove_on_interrupt;
 use crate::pipeline::{BuildOutcome, build};
 use crate::prediction::{DecodePrediction, MemoryTable};
@@ -36,11 +38,11 @@ pub(crate) fn run(arguments: &BuildArguments, out: &mut dyn Write) -> Result<(),
 
 fn report(request: &BuildRequest, outcome: &BuildOutcome, out: &mut dyn Write) -> Result<(), Failure> {
     let plan = &outcome.planned.plan;
-    let bandwidth_bytes_per_s = machine::read_bandwidth_bytes_per_s();
+    let assumed = AssumedMachine::choose(&request.target, None)?;
     let mut notes = notes(&outcome.description, outcome.has_tokenizer);
     notes.extend(on_quantization(request, outcome));
     let memory = MemoryTable::new(plan);
-    notes.extend(too_large_for_this_machine(&memory, machine::memory_bytes()));
+    notes.extend(too_large_for(&memory, &assumed));
     if !request.emit.is_empty() {
         let folder = request.emit_path(&outcome.output);
         let stages = units::count(request.emit.len() as u64, "stage");
@@ -48,13 +50,18 @@ fn report(request: &BuildRequest, outcome: &BuildOutcome, out: &mut dyn Write) -
     }
     let report = Report {
         manifest: &outcome.manifest,
-        vector_lanes: request.target.description().vector_lanes,
+        code: describe_code(request, outcome),
         kernels: outcome.planned.schedule.kernels.len(),
         decode_steps: plan.lists.first().map_or(0, |list| list.body.len() + list.head.len()),
         passes: &outcome.planned.passes,
         losses: &outcome.losses,
         memory,
-        prediction: DecodePrediction::new(plan, outcome.planned.context, bandwidth_bytes_per_s),
+        prediction: DecodePrediction::new(
+            &outcome.planned.schedule,
+            plan,
+            outcome.planned.context,
+            assumed,
+        ),
         output: &outcome.output,
         locator: outcome.locator,
         duration_us: outcome.duration_us,
@@ -83,10 +90,25 @@ fn on_quantization(request: &BuildRequest, outcome: &BuildOutcome) -> Option<Str
     }
 }
 
+/// What the program's code is: vector width of a processor, images for devices.
+fn describe_code(request: &BuildRequest, outcome: &BuildOutcome) -> String {
+    if let AnyTarget::Cpu(_) = request.target {
+        return format!("{} lanes of f32", request.target.description().vector_lanes);
+    }
+    let name = |image: &DeviceImage| match image.kind {
+        ImageKind::Ptx => format!("PTX for sm_{}", image.architecture),
+        ImageKind::Cubin => format!("a cubin for sm_{}", image.architecture),
+    };
+    outcome.images.iter().map(name).collect::<Vec<_>>().join(", ")
+}
+
 /// A remark where the program could not run here; it may be meant for another machine.
-fn too_large_for_this_machine(memory: &MemoryTable, machine_bytes: u64) -> Option<String> {
-    (memory.total_bytes() > machine_bytes).then(|| {
-        let (needed, found) = (units::bytes(memory.total_bytes()), units::bytes(machine_bytes));
-        format!("the program needs {needed} of memory, this machine has {found}: see `qwen2c plan` for a context that fits")
+fn too_large_for(memory: &MemoryTable, machine: &AssumedMachine) -> Option<String> {
+    (memory.total_bytes() > machine.memory_bytes).then(|| {
+        let (needed, found) = (units::bytes(memory.total_bytes()), units::bytes(machine.memory_bytes));
+        let name = &machine.name;
+        format!(
+            "the program needs {needed} of memory, {name} has {found}: see `qwen2c plan` for a context that fits"
+        )
     })
 }

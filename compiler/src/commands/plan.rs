@@ -9,9 +9,9 @@ use qwen2c_request::Target;
 use serde::Serialize;
 
 use crate::arguments::PlanArguments;
+use crate::device::AssumedMachine;
 use crate::emit::EmittedText;
 use crate::failure::Failure;
-use crate::machine;
 use crate::pipeline::plan_model;
 use crate::prediction::{DecodePrediction, MemoryTable};
 use crate::program::BUILD;
@@ -45,14 +45,9 @@ struct PlanReport {
 /// When the arguments are wrong or the model cannot be served.
 pub(crate) fn run(arguments: &PlanArguments, out: &mut dyn Write) -> Result<(), Failure> {
     let request = BuildRequest::resolve(&arguments.build)?;
-    if let Some(device) = &arguments.device {
-        return Err(Diagnostic::new(format!("device `{device}` is not known to this version"))
-            .at("`--device`")
-            .help("leave it out to plan for this machine, and name a rate with `--bandwidth GB/S`")
-            .into());
-    }
-    let bandwidth_bytes_per_s = match arguments.bandwidth {
-        Some(rate) if rate.is_finite() && rate > 0.0 => rate * 1e9,
+    let mut machine = AssumedMachine::choose(&request.target, arguments.device.as_deref())?;
+    match arguments.bandwidth {
+        Some(rate) if rate.is_finite() && rate > 0.0 => machine.bandwidth_bytes_per_s = rate * 1e9,
         Some(rate) => {
             return Err(Failure::Usage(
                 Diagnostic::new("the bandwidth is not a positive number")
@@ -60,10 +55,10 @@ pub(crate) fn run(arguments: &PlanArguments, out: &mut dyn Write) -> Result<(), 
                     .found(rate.to_string()),
             ));
         }
-        None => machine::read_bandwidth_bytes_per_s(),
-    };
+        None => {}
+    }
     let mut timings = Timings::default();
-    let report = report(&request, bandwidth_bytes_per_s, &mut timings)?;
+    let report = report(&request, machine, &mut timings)?;
     if arguments.json {
         let text = serde_json::to_string_pretty(&report).expect("a plan's report has no maps with odd keys");
         writeln!(out, "{text}")?;
@@ -80,7 +75,7 @@ pub(crate) fn run(arguments: &PlanArguments, out: &mut dyn Write) -> Result<(), 
 
 fn report(
     request: &BuildRequest,
-    bandwidth_bytes_per_s: f64,
+    machine: AssumedMachine,
     timings: &mut Timings,
 ) -> Result<PlanReport, Failure> {
     let description = describe_model(&request.model_request())?;
@@ -90,7 +85,7 @@ fn report(
     let emitted = EmittedText::new(request.emit_path(&output), request.emit.clone());
     let planned = plan_model(request, &description, &emitted, timings)?;
     let memory = MemoryTable::new(&planned.plan);
-    let machine_memory_bytes = machine::memory_bytes();
+    let machine_memory_bytes = machine.memory_bytes;
     Ok(PlanReport {
         model: config.name.clone(),
         parameters: parameter_count(config),
@@ -103,7 +98,7 @@ fn report(
         total_bytes: memory.total_bytes(),
         machine_memory_bytes,
         largest_context: memory.largest_context(planned.context, config.max_context, machine_memory_bytes),
-        prediction: DecodePrediction::new(&planned.plan, planned.context, bandwidth_bytes_per_s),
+        prediction: DecodePrediction::new(&planned.schedule, &planned.plan, planned.context, machine),
     })
 }
 
@@ -124,9 +119,10 @@ fn lines(report: &PlanReport) -> Vec<String> {
     ]);
     section(&mut lines, "memory", memory.lines(4));
     let machine = units::bytes(report.machine_memory_bytes);
+    let name = &report.prediction.machine.name;
     lines.push(match report.largest_context {
-        0 => format!("    the weights do not fit the {machine} of this machine"),
-        context => format!("    {} positions fit the {machine} of this machine", units::grouped(context)),
+        0 => format!("    the weights do not fit the {machine} of {name}"),
+        context => format!("    {} positions fit the {machine} of {name}", units::grouped(context)),
     });
     section(&mut lines, "generation", prediction_lines(&report.prediction, report.context));
     lines.push(String::new());

@@ -112,6 +112,8 @@ pub struct KernelChoice {
     pub workspace_bytes: u64,
     /// What one run moves and computes.
     pub cost: Cost,
+    /// Launches of a device that one run needs; none on a processor.
+    pub launches: u32,
 }
 
 /// Why a target cannot serve a request.

@@ -28,6 +28,7 @@ pub(super) fn choose(lanes: u32, request: &KernelRequest) -> Result<KernelChoice
         layouts,
         workspace_bytes: 0,
         cost: cost(lanes, request),
+        launches: 0,
     })
 }
 

@@ -25,7 +25,8 @@ pub(super) fn choose(request: &KernelRequest) -> Result<KernelChoice, Unservable
     let layouts: Vec<Vec<LayoutOption>> =
         request.weights.iter().enumerate().map(|(index, ty)| layouts(request, index, ty)).collect();
     let best: Vec<WeightLayout> = layouts.iter().map(|options| options[0].layout).collect();
-    let tiles: Vec<String> = launches(request, &best)
+    let shapes = launches(request, &best);
+    let tiles: Vec<String> = shapes
         .iter()
         .map(|(_, shape)| {
             let rows = if shape.rows_per_block == 1 { "row" } else { "rows" };
@@ -36,6 +37,7 @@ pub(super) fn choose(request: &KernelRequest) -> Result<KernelChoice, Unservable
         tiles: tiles.join(", then "),
         workspace_bytes: workspace_bytes(request),
         cost: cost(request, &best),
+        launches: shapes.len() as u32,
         layouts,
     })
 }

@@ -33,11 +33,6 @@ impl CostSummary {
         let head = self.head.operations_per_row + self.head.operations_per_row_and_position * positions;
         body * rows + head * logit_rows
     }
-
-    /// Tokens per second of a list that serves one row when memory is all that counts.
-    pub fn decode_tokens_per_s(&self, positions: u64, bandwidth_bytes_per_s: f64) -> f64 {
-        bandwidth_bytes_per_s / self.bytes(1, 1, positions) as f64
-    }
 }
 
 fn sum(steps: &[PlannedStep]) -> Cost {

@@ -71,6 +71,7 @@ impl Target for FakeTarget {
         Ok(KernelChoice {
             tiles: "8 columns".to_owned(),
             layouts: request.weights.iter().map(options).collect(),
+            launches: 0,
             workspace_bytes: if request.caches.len() == 2 { 96 * request.max_rows } else { 0 },
             cost: Cost {
                 fixed_bytes,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! by entry:  a block is some columns of one entry
-//! grouped:   a block is some columns of one active expert; 4 of its entries at a time
+//! grouped:   a block is some columns of one active expert; some of its entries at a time
 //! ```
 //!
 //! Which experts are read stands in memory alone: an idle expert costs an empty block, and its weights are not
@@ -12,13 +12,11 @@ use qwen2c_request::{KernelRequest, Operation, WeightLayout};
 
 use super::functions::silu;
 use super::group_rows::GroupTable;
-use super::matmul::{Results, Tasks, multiply};
+use super::matmul::{Results, Tasks, multiply, rows_side_by_side};
 use super::{Kernel, REDUCTION_BYTES, Shape};
 use crate::builder::{Buffer, Compare, Place, Val};
 use crate::cuda::layout::WarpGeometry;
 
-/// Entries of an expert that are multiplied side by side.
-const ENTRIES_SIDE_BY_SIDE: u64 = 4;
 
 fn cut(request: &KernelRequest, layouts: &[WeightLayout]) -> (WarpGeometry, Tasks) {
     match layouts[0] {
@@ -65,10 +63,11 @@ pub(super) fn body(kernel: &Kernel<'_, '_>) {
     k.when(is_active, || {
         let expert = table.active.load_index(part);
         let (first, last) = (table.offsets.load_index(expert), table.offsets.load_index(expert + k.int(1)));
-        k.repeat(first, last, ENTRIES_SIDE_BY_SIDE as i64, |place| {
+        let side_by_side = rows_side_by_side(kernel.request, tasks);
+        k.repeat(first, last, side_by_side as i64, |place| {
             let count = last - place;
             // Entries that do not exist are the first again, and are not stored.
-            let entries: Vec<Val<'_>> = (0..ENTRIES_SIDE_BY_SIDE)
+            let entries: Vec<Val<'_>> = (0..side_by_side)
                 .map(|index| {
                     let exists = k.int(index).compare(Compare::Less, count);
                     table.entries.load_index(exists.select(place + k.int(index), place))

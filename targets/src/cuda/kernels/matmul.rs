@@ -24,6 +24,9 @@ const ELEMENT_ROWS: u64 = 4;
 /// Rows of a panel of a quantized weight: as many f16 scales as a thread loads at once.
 const QUANTIZED_ROWS: u32 = 8;
 
+/// Sums that a thread holds: output rows times rows of activations. More would not fit its registers.
+const MOST_SUMS: u64 = 32;
+
 /// Rows of activations that a warp multiplies with a weight once it has it.
 const ROWS_SIDE_BY_SIDE: u64 = 4;
 
@@ -72,9 +75,10 @@ impl Tasks {
     }
 }
 
-/// Rows of activations of one block.
-fn rows_side_by_side(request: &KernelRequest) -> u64 {
-    if request.max_rows == 1 { 1 } else { ROWS_SIDE_BY_SIDE }
+/// Rows of activations that a warp takes together.
+pub(super) fn rows_side_by_side(request: &KernelRequest, tasks: Tasks) -> u64 {
+    let most = if request.max_rows == 1 { 1 } else { ROWS_SIDE_BY_SIDE };
+    most.min(MOST_SUMS / (tasks.rows * tasks.halves))
 }
 
 fn geometry_of(request: &KernelRequest, layouts: &[WeightLayout]) -> WarpGeometry {
@@ -91,7 +95,7 @@ pub(super) fn shape(request: &KernelRequest, layouts: &[WeightLayout]) -> Shape 
     let tasks = Tasks::new(geometry_of(request, layouts), true);
     Shape {
         blocks: tasks.blocks(),
-        rows_per_block: rows_side_by_side(request),
+        rows_per_block: rows_side_by_side(request, tasks),
         threads: WARPS * u64::from(WARP_THREADS),
         shared_bytes: REDUCTION_BYTES + tasks.halves * WARPS * u64::from(WARP_THREADS) * 4,
     }
@@ -102,7 +106,7 @@ pub(super) fn body(kernel: &Kernel<'_, '_>) {
     let k = kernel.k;
     let geometry = geometry_of(kernel.request, kernel.layouts);
     let tasks = Tasks::new(geometry, true);
-    let side_by_side = rows_side_by_side(kernel.request);
+    let side_by_side = rows_side_by_side(kernel.request, tasks);
     let first_row = kernel.row() * k.int(side_by_side);
     let last_row = kernel.rows - k.int(1);
     let columns = k.int(geometry.columns);

@@ -80,12 +80,19 @@ impl<'k> UnitProduct<'k, '_> {
             if scalings.is_empty() { sums.to_vec() } else { vec![k.float(0.0, 1); sums.len()] };
         let mut input_sums = vec![k.float(0.0, 1); self.inputs.len()];
         let per_dword = geometry.unit_inputs() / u64::from(UNIT_DWORDS);
-        for dword in 0..UNIT_DWORDS {
+        // As many dwords at a time as one load of inputs serves.
+        let x_bytes = self.inputs[0].element.bytes();
+        let dwords = (UNIT_BYTES / x_bytes / per_dword).clamp(1, UNIT_DWORDS.into()) as u32;
+        for dword in (0..UNIT_DWORDS).step_by(dwords as usize) {
             let first = first + k.int(u64::from(dword) * per_dword);
-            let widened: Vec<Vec<Val<'k>>> =
-                weights.iter().map(|unit| widen_dword(k, &geometry, unit.lane(dword))).collect();
+            let widen = |unit: &Val<'k>| {
+                let dwords = dword..dword + dwords;
+                dwords.flat_map(|dword| widen_dword(k, &geometry, unit.lane(dword))).collect::<Vec<_>>()
+            };
+            let widened: Vec<Vec<Val<'k>>> = weights.iter().map(widen).collect();
             for (row, x) in self.inputs.iter().enumerate() {
-                let x = load_inputs(k, *x, first, per_dword, geometry.columns, is_padded);
+                let count = u64::from(dwords) * per_dword;
+                let x = load_inputs(k, *x, first, count, geometry.columns, is_padded);
                 for (place, weights) in widened.iter().enumerate() {
                     let sum = &mut partial[place * self.inputs.len() + row];
                     for (weight, x) in weights.iter().zip(&x) {
@@ -153,7 +160,7 @@ impl<'k> UnitProduct<'k, '_> {
     }
 }
 
-/// The inputs of one dword of a row, as `f32`; those behind the row's end are zero.
+/// Inputs of a row, as `f32`; those behind the row's end are zero.
 fn load_inputs<'k>(
     k: &'k KernelBuilder<'k>,
     x: Buffer<'k>,
