@@ -3,6 +3,7 @@
 //! The tests start `qwen2c` and the programs it emits as a user would; nothing here links LLVM.
 
 mod compiler;
+mod device;
 mod gguf;
 mod golden;
 mod run;
@@ -11,6 +12,7 @@ mod tensors;
 use std::path::{Path, PathBuf};
 
 pub use compiler::{Build, Program, compiler, has_target, host_targets};
+pub use device::Device;
 pub use gguf::{GreedyAnswer, smollm2_gguf, smollm2_golden};
 pub use golden::{GOLDENS, Golden, Prompt, goldens_directory};
 pub use run::{Outcome, run, run_with_input, without_cargo_variables};

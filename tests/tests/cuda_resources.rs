@@ -1,0 +1,149 @@
+//! What NVIDIA's assembler says of the emitted PTX: it is legal on every architecture, nothing is spilled, and
+//! registers and shared memory stay what was last looked at.
+//!
+//! Kernels have the shapes of Qwen2-7B, of one layer, or of a small mixture of experts; weights are random.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use qwen2c_tests::{Build, Golden, Program, run, skip};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const ARCHITECTURES: [&str; 6] = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"];
+
+/// Registers of a thread that leave a multiprocessor a block of 256.
+const MOST_REGISTERS: u64 = 255;
+
+/// The assembler: `QWEN2C_TEST_PTXAS`.
+fn assembler() -> Option<PathBuf> {
+    let found = std::env::var_os("QWEN2C_TEST_PTXAS").map(PathBuf::from);
+    if found.is_none() {
+        skip("QWEN2C_TEST_PTXAS does not name NVIDIA's assembler");
+    }
+    found
+}
+
+/// Qwen2-7B with one layer and few words.
+fn one_layer(folder: &Path) -> PathBuf {
+    let golden = Golden::load("dense-gqa");
+    let text = fs::read(golden.model().join("config.json")).expect("readable");
+    let mut config: Value = serde_json::from_slice(&text).expect("JSON");
+    let shapes = json!({
+        "hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4,
+        "num_hidden_layers": 1, "max_window_layers": 1, "vocab_size": 2048, "tie_word_embeddings": false,
+        "max_position_embeddings": 8192,
+    });
+    for (name, value) in shapes.as_object().expect("an object") {
+        config[name] = value.clone();
+    }
+    let path = folder.join("config.json");
+    fs::write(path, config.to_string()).expect("writable");
+    folder.to_path_buf()
+}
+
+/// What the assembler reports of one entry point.
+struct Usage {
+    entry: String,
+    registers: u64,
+    shared_bytes: u64,
+    spilled_bytes: u64,
+}
+
+/// The number in front of `unit` in a line, 0 where it is not there.
+fn number_before(line: &str, unit: &str) -> u64 {
+    let words: Vec<&str> = line[..line.find(unit).unwrap_or(0)].split_whitespace().collect();
+    words.last().and_then(|word| word.parse().ok()).unwrap_or(0)
+}
+
+fn usages(assembler: &Path, architecture: &str, ptx: &Path) -> Vec<Usage> {
+    let mut command = Command::new(assembler);
+    command.args(["-v", &format!("-arch={architecture}"), "-o", "/dev/null"]).arg(ptx);
+    let outcome = run(&mut command).success();
+    let mut usages: Vec<Usage> = Vec::new();
+    for line in outcome.stderr.lines().chain(outcome.text().lines()) {
+        if let Some(rest) = line.split("Compiling entry function '").nth(1) {
+            let entry = rest.split('\'').next().unwrap_or_default().to_owned();
+            usages.push(Usage { entry, registers: 0, shared_bytes: 0, spilled_bytes: 0 });
+        } else if let Some(usage) = usages.last_mut() {
+            usage.spilled_bytes += number_before(line, "bytes spill stores");
+            usage.registers += number_before(line, "registers");
+            usage.shared_bytes += number_before(line, "bytes smem");
+        }
+    }
+    assert!(!usages.is_empty(), "{}: no entry points\n{}", ptx.display(), outcome.stderr);
+    usages
+}
+
+/// Dynamic shared memory of each entry point, from what `inspect` prints.
+fn dynamic_shared_bytes(program: &Program, entry: &str) -> u64 {
+    let text = run(Command::new(qwen2c_tests::compiler()).arg("inspect").arg(program.path())).success().text();
+    let line = text.lines().find(|line| line.trim_start().starts_with(&format!("{entry}: ")));
+    number_before(line.expect("every launch is listed"), "bytes of shared memory")
+}
+
+/// Builds for an architecture and lists what its kernels use; nothing may be spilled.
+fn table(model: &Path, architecture: &str, more: &[&str]) -> Option<String> {
+    let assembler = assembler()?;
+    let arguments = ["--target", architecture, "--weights", "random", "--dtype", "bf16", "--emit", "ptx"];
+    let program = Build::new(model).with(arguments).with(more.iter().copied()).finish();
+    let folder = program.directory().join("program.emit/ptx");
+    let mut files: Vec<PathBuf> =
+        fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("readable").path()).collect();
+    files.sort();
+    let mut lines = Vec::new();
+    for usage in files.iter().flat_map(|file| usages(&assembler, architecture, file)) {
+        let Usage { entry, registers, shared_bytes, spilled_bytes } = usage;
+        assert_eq!(spilled_bytes, 0, "{architecture} {more:?}: {entry} spills");
+        assert!(registers <= MOST_REGISTERS);
+        let shared_bytes = shared_bytes + dynamic_shared_bytes(&program, &entry);
+        assert!(shared_bytes <= 99 << 10, "{architecture} {more:?}: {entry} takes {shared_bytes} bytes");
+        lines.push(format!("{entry}: {registers} registers, {shared_bytes} bytes of shared memory"));
+    }
+    Some(lines.join("\n"))
+}
+
+#[test]
+fn nothing_is_spilled_on_any_architecture() {
+    let scratch = TempDir::with_prefix("qwen2c-test-").expect("a temporary directory");
+    let model = one_layer(scratch.path());
+    for architecture in ARCHITECTURES {
+        let Some(table) = table(&model, architecture, &["--quant", "int4"]) else { return };
+        if architecture == "sm_80" {
+            insta::assert_snapshot!("7b-int4.resources", table);
+        }
+    }
+}
+
+#[test]
+fn other_formats_stay_in_their_budget() {
+    let scratch = TempDir::with_prefix("qwen2c-test-").expect("a temporary directory");
+    let model = one_layer(scratch.path());
+    for quant in ["none", "int8"] {
+        let Some(table) = table(&model, "sm_80", &["--quant", quant]) else { return };
+        insta::assert_snapshot!(format!("7b-{quant}.resources"), table);
+    }
+}
+
+#[test]
+fn experts_stay_in_their_budget() {
+    let golden = Golden::load("moe-sparse-step");
+    let Some(table) = table(&golden.model(), "sm_80", &["--quant", "none"]) else { return };
+    insta::assert_snapshot!("moe.resources", table);
+}
+
+/// All architectures in one program, with machine code of each beside the PTX.
+#[test]
+fn one_program_holds_code_for_all_architectures() {
+    let Some(assembler) = assembler() else { return };
+    let golden = Golden::load("dense-gqa");
+    let targets = ARCHITECTURES.join(",");
+    let assembler = assembler.to_str().expect("UTF-8");
+    let program = Build::new(golden.model()).with(["--target", &targets, "--ptxas", assembler]).finish();
+    let text = run(Command::new(qwen2c_tests::compiler()).arg("inspect").arg(program.path())).success().text();
+    for architecture in ARCHITECTURES {
+        assert!(text.contains(&format!("PTX for {architecture},")), "{text}");
+        assert!(text.contains(&format!("cubin for {architecture},")), "{text}");
+    }
+}
