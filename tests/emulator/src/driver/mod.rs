@@ -1,0 +1,1 @@
+//! The C functions of the CUDA driver in front of the emulator.
