@@ -66,6 +66,23 @@ impl Memory {
         self.used_bytes
     }
 
+    /// How many allocations there are.
+    #[must_use]
+    pub fn allocation_count(&self) -> usize {
+        self.allocations.len()
+    }
+
+    /// Whether `bytes` bytes from `address` on lie in one allocation.
+    #[must_use]
+    pub fn holds(&self, address: u64, bytes: u64) -> bool {
+        let behind = self.allocations.partition_point(|allocation| allocation.address <= address);
+        let before = behind.checked_sub(1).map(|at| &self.allocations[at]);
+        before.is_some_and(|allocation| {
+            let end = (address - allocation.address).checked_add(bytes);
+            end.is_some_and(|end| end <= allocation.bytes.len() as u64)
+        })
+    }
+
     /// Address of `bytes` new, uninitialised bytes; `None` where they do not fit or are none.
     pub fn allocate(&mut self, bytes: u64) -> Option<u64> {
         let rounded = bytes.checked_next_multiple_of(ALIGNMENT_BYTES)?;
