@@ -1,6 +1,25 @@
 //! One PTX module: read, checked and decoded, so that execution never looks at text again.
 
+mod cursor;
+pub(crate) mod decode;
+mod entry;
+mod flow;
+mod lexer;
+pub(crate) mod registers;
+pub(crate) mod resolver;
+pub(crate) mod statement;
+pub(crate) mod types;
+
 use std::fmt;
+use std::sync::Arc;
+
+use cursor::Cursor;
+use decode::Instruction;
+use entry::Outside;
+use registers::Layout;
+
+pub(crate) use flow::NOWHERE;
+pub(crate) use types::Type;
 
 /// A module that was read completely; nothing in it is unknown.
 #[derive(Debug)]
@@ -18,6 +37,12 @@ pub struct Entry {
     static_shared_bytes: u32,
     maximum_threads: Option<u32>,
     required_threads: Option<u32>,
+    pub(crate) code: Vec<Instruction>,
+    pub(crate) layout: Layout,
+    /// Where dynamic shared memory begins in the window.
+    pub(crate) dynamic_shared_base: u64,
+    pub(crate) local_bytes: u64,
+    text: Arc<str>,
 }
 
 /// A parameter of an entry, where it lies among the bytes of all.
@@ -56,8 +81,40 @@ impl Module {
     /// # Errors
     /// On everything that is unknown or malformed, with the line.
     pub fn parse(text: &str) -> Result<Module, ParseError> {
-        let _ = text;
-        Ok(Module { architecture: 80, version: (8, 0), entries: Vec::new() })
+        let shared: Arc<str> = Arc::from(text);
+        let mut cursor = Cursor::new(text, lexer::tokens(text)?);
+        let mut module = Module { architecture: 0, version: (0, 0), entries: Vec::new() };
+        let mut outside = Outside::default();
+        while cursor.peek().is_some() {
+            match cursor.word("a directive")? {
+                ".version" => module.version = version(&mut cursor)?,
+                ".target" => module.architecture = target(&mut cursor)?,
+                ".address_size" => {
+                    if cursor.integer("an address size")? != 64 {
+                        return Err(cursor.error("addresses have 64 bits here".to_owned()));
+                    }
+                }
+                ".file" | ".loc" => cursor.skip_line(),
+                ".section" => {
+                    cursor.word("a section")?;
+                    cursor.skip_braces()?;
+                }
+                ".visible" | ".weak" => {}
+                ".extern" => {
+                    if !cursor.take_word(".shared") {
+                        return Err(cursor.error("only shared memory may be extern".to_owned()));
+                    }
+                    outside.dynamic.push(entry::variable(&mut cursor)?);
+                }
+                ".shared" => outside.shared.push(entry::variable(&mut cursor)?),
+                ".entry" => module.entries.push(entry::parse(&mut cursor, &outside, &shared)?),
+                word => return Err(cursor.error(format!("`{word}` is not known here"))),
+            }
+        }
+        if module.architecture == 0 {
+            return Err(cursor.error("the module has no `.target`".to_owned()));
+        }
+        Ok(module)
     }
 
     /// The entry called `name`.
@@ -116,9 +173,33 @@ impl Entry {
         self.maximum_threads
     }
 
+    /// The line of the PTX numbered `line`.
+    pub(crate) fn line(&self, line: u32) -> String {
+        lexer::line_of(&self.text, line)
+    }
+
     /// Threads of a block that `.reqntid` demands.
     #[must_use]
     pub fn required_threads(&self) -> Option<u32> {
         self.required_threads
     }
+}
+
+fn version(cursor: &mut Cursor<'_>) -> Result<(u32, u32), ParseError> {
+    let word = cursor.word("a version")?;
+    let numbers =
+        word.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+    numbers.ok_or_else(|| cursor.error(format!("`{word}` is not a version")))
+}
+
+/// The number of `sm_80`; letters behind it (`sm_90a`) and further words (`debug`) are allowed.
+fn target(cursor: &mut Cursor<'_>) -> Result<u32, ParseError> {
+    let word = cursor.word("a target")?;
+    let number =
+        word.strip_prefix("sm_").map(|rest| rest.trim_end_matches(|end: char| end.is_ascii_lowercase()));
+    let number = number.and_then(|digits| digits.parse().ok());
+    while cursor.take_mark(',') {
+        cursor.word("a target")?;
+    }
+    number.ok_or_else(|| cursor.error(format!("`{word}` is not a target")))
 }
