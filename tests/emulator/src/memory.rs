@@ -83,6 +83,12 @@ impl Memory {
         })
     }
 
+    /// Whether an allocation begins at `address`.
+    #[must_use]
+    pub fn begins_allocation(&self, address: u64) -> bool {
+        self.allocations.binary_search_by_key(&address, |allocation| allocation.address).is_ok()
+    }
+
     /// Address of `bytes` new, uninitialised bytes; `None` where they do not fit or are none.
     pub fn allocate(&mut self, bytes: u64) -> Option<u64> {
         let rounded = bytes.checked_next_multiple_of(ALIGNMENT_BYTES)?;
