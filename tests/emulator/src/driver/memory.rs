@@ -9,6 +9,18 @@ use super::serve;
 /// `CU_MEMHOSTALLOC_PORTABLE` and `CU_MEMHOSTALLOC_WRITECOMBINED`, which change nothing here.
 const KNOWN_HOST_FLAGS: u32 = 0x1 | 0x4;
 
+/// Memory of this machine, beyond which the system grants no allocation even if it stays untouched.
+fn machine_memory_bytes() -> u64 {
+    // SAFETY: these only ask for figures of the system.
+    let (pages, page_bytes) =
+        unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
+    // A system that does not say gets no limit.
+    u64::try_from(pages)
+        .ok()
+        .and_then(|pages| pages.checked_mul(page_bytes.try_into().ok()?))
+        .unwrap_or(u64::MAX)
+}
+
 /// `cuMemGetInfo_v2`: what is free and what there is.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuMemGetInfo_v2(free_bytes: Out<'_, usize>, total_bytes: Out<'_, usize>) -> Status {
@@ -27,6 +39,11 @@ pub extern "C" fn cuMemAlloc_v2(address: Out<'_, u64>, bytes: usize) -> Status {
         let place = required(address, "dptr")?;
         if bytes == 0 {
             return Err(Refusal::invalid_value("0 bytes cannot be allocated"));
+        }
+        let machine_bytes = machine_memory_bytes();
+        if bytes as u64 > machine_bytes && bytes as u64 <= context.memory.capacity_bytes() {
+            let why = format!("{bytes} bytes are wanted, but the machine that emulates has {machine_bytes}");
+            return Err(Refusal::new(Status::OUT_OF_MEMORY, why));
         }
         let free_bytes = context.memory.capacity_bytes() - context.memory.used_bytes();
         place.write(context.memory.allocate(bytes as u64).ok_or_else(|| {
