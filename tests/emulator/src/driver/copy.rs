@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::context::Context;
 use super::errors::{Answer, Refusal, Status};
 use super::handles::Handle;
-use super::pinned::checksum;
+use super::pinned::{POISON, checksum};
 use super::queue::Task;
 use super::serve::{self, Shared};
 
@@ -55,7 +55,7 @@ pub extern "C" fn cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, bytes: usiz
         // Where a copy before this one fills the buffer, its bytes change by right.
         let seen = match context.writes_host_memory(&host) {
             true => None,
-            false => shared.pinned.read(from, bytes).map(|bytes| checksum(&bytes)),
+            false => shared.pinned.checksum(&host),
         };
         context.issue(stream, Task::ToDevice { from: host, to, seen })
     })
@@ -74,11 +74,14 @@ pub extern "C" fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, bytes: usize,
         }
         let host = to as usize..(to as usize).wrapping_add(bytes);
         must_be_usable(context, shared, call, (stream, &host, true))?;
-        if !context.uses_host_memory(&host) && shared.choose(2) == 1 {
-            let poison: Vec<u8> = (0..bytes).map(|_| 0xdb).collect();
-            shared.pinned.write(host.start, &poison);
+        let mut seen = None;
+        if !context.uses_host_memory(&host) {
+            if shared.choose(2) == 1 {
+                shared.pinned.write(host.start, &vec![POISON; bytes]);
+            }
+            seen = shared.pinned.checksum(&host);
         }
-        context.issue(stream, Task::ToHost { from, to: host })
+        context.issue(stream, Task::ToHost { from, to: host, seen })
     })
 }
 
@@ -114,7 +117,7 @@ impl Context {
     ) -> Answer {
         let call = "cuMemcpyHtoDAsync_v2";
         if seen.is_none() {
-            self.land_for_reading(shared, from);
+            self.land_for_reading(shared, from)?;
         }
         let Some(bytes) = shared.pinned.read(from.start, from.len()) else {
             let what =

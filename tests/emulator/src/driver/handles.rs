@@ -54,16 +54,17 @@ const KINDS: [Kind; 8] = [
 ];
 
 impl Kind {
-    pub(super) fn name(self) -> &'static str {
+    /// What it is called, with its article.
+    fn name(self) -> &'static str {
         match self {
-            Self::Context => "context",
-            Self::Stream => "stream",
-            Self::Event => "event",
-            Self::Module => "module",
-            Self::Function => "function",
-            Self::Graph => "graph",
-            Self::Node => "graph node",
-            Self::Executable => "executable graph",
+            Self::Context => "a context",
+            Self::Stream => "a stream",
+            Self::Event => "an event",
+            Self::Module => "a module",
+            Self::Function => "a function",
+            Self::Graph => "a graph",
+            Self::Node => "a graph node",
+            Self::Executable => "an executable graph",
         }
     }
 
@@ -141,18 +142,18 @@ impl<T> Table<T> {
     fn refusal(&self, handle: Handle) -> Refusal {
         let wanted = self.kind.name();
         let why = match handle.kind() {
-            _ if handle == Handle::NULL => format!("the {wanted} is null"),
-            None => format!("{:#x} is no {wanted}: this driver gave out no such handle", handle.0),
+            _ if handle == Handle::NULL => format!("{wanted} is wanted, but the handle is null"),
+            None => format!("{:#x} is not {wanted}: this driver gave out no such handle", handle.0),
             Some(kind) if kind != self.kind => {
-                format!("{:#x} is a handle of another kind ({}), not a {wanted}", handle.0, kind.name())
+                format!("{:#x} is {}, not {wanted}", handle.0, kind.name())
             }
             Some(_) if handle.device() != self.device => format!(
-                "{:#x} is a {wanted} of device {}, but the current context is that of device {}",
+                "{:#x} is {wanted} of device {}, but the current context is that of device {}",
                 handle.0,
                 handle.device(),
                 self.device
             ),
-            Some(_) => format!("{:#x} is a {wanted} that was released, or whose context was", handle.0),
+            Some(_) => format!("{:#x} is {wanted} that was released, or whose context was", handle.0),
         };
         Refusal::new(self.kind.refusal(), why)
     }

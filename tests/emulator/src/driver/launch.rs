@@ -117,7 +117,7 @@ fn status_of(fault: &Fault) -> Status {
     let what = fault.what.to_lowercase();
     if what.contains("misaligned") || what.contains("not aligned") {
         Status::MISALIGNED_ADDRESS
-    } else if what.contains("allocation") || what.contains("out of bounds") {
+    } else if what.contains("allocation") || what.contains("outside") {
         Status::ILLEGAL_ADDRESS
     } else {
         Status::LAUNCH_FAILED
@@ -151,10 +151,10 @@ impl Context {
     }
 }
 
-/// Nanoseconds of a kernel that does nothing but move its bytes.
+/// Nanoseconds of a kernel that does nothing but move its bytes, in sectors of 32.
 fn kernel_takes_ns(counts: &Counts, bytes_per_second: f64) -> f64 {
-    let moved_bytes = (counts.global_read_bytes + counts.global_written_bytes) as f64;
-    LAUNCH_NS + moved_bytes / bytes_per_second * 1e9
+    let sectors = counts.global_load_transactions + counts.global_store_transactions;
+    LAUNCH_NS + sectors as f64 * 32.0 / bytes_per_second * 1e9
 }
 
 /// `cuFuncSetAttribute`: consent to more dynamic shared memory than every kernel gets.

@@ -5,11 +5,12 @@
 //! therefore copied in and out through raw pointers and never lent.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::errors::Refusal;
 
-/// What new pinned memory holds: no program may count on zeros.
-const POISON: u8 = 0xa5;
+/// What new pinned memory holds, for no program may count on zeros, and what a copy may leave until it lands.
+pub(super) const POISON: u8 = 0xa5;
 
 #[derive(Debug)]
 struct Allocation {
@@ -87,6 +88,11 @@ impl PinnedMemory {
         // SAFETY: the range lies in a mapping of ours, which is readable, and `copy` is as long.
         unsafe { std::ptr::copy_nonoverlapping(address as *const u8, copy.as_mut_ptr(), bytes) };
         Some(copy)
+    }
+
+    /// The checksum of a range; none where it is not pinned.
+    pub(super) fn checksum(&self, range: &Range<usize>) -> Option<u64> {
+        self.read(range.start, range.len()).map(|bytes| checksum(&bytes))
     }
 
     /// Writes to a range; none where it is not pinned.

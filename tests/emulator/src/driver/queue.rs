@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::context::Context;
-use super::errors::{Answer, Refusal};
+use super::errors::{Answer, Refusal, Status};
 use super::graph::{Node, runs_module};
 use super::handles::Handle;
 use super::launch::Launch;
@@ -29,6 +29,8 @@ pub(super) enum Task {
     ToHost {
         from: u64,
         to: Range<usize>,
+        /// As above, of the bytes that will be overwritten: nobody else may write there meanwhile.
+        seen: Option<u64>,
     },
     Fill {
         to: u64,
@@ -62,6 +64,7 @@ struct Landing {
     number: u64,
     to: Range<usize>,
     bytes: Vec<u8>,
+    seen: Option<u64>,
 }
 
 /// A stream and what waits in it.
@@ -102,11 +105,22 @@ impl Stream {
     }
 
     /// Brings copies to the host.
-    fn land(&mut self, shared: &mut Shared, which: impl Fn(&Landing) -> bool) {
+    fn land(&mut self, shared: &mut Shared, which: impl Fn(&Landing) -> bool) -> Answer {
+        let mut landed = Ok(());
         for landing in self.landings.extract_if(.., |landing| which(landing)) {
+            if landing.seen.is_some_and(|seen| shared.pinned.checksum(&landing.to) != Some(seen)) {
+                let what = format!(
+                    "the program wrote to the {} bytes at {:#x} before the copy into them was synchronized",
+                    landing.to.len(),
+                    landing.to.start
+                );
+                let call = "cuMemcpyDtoHAsync_v2";
+                landed = Err(shared.report.program_fault(Status::LAUNCH_FAILED, call, what));
+            }
             // Freeing memory that a copy still needs was refused, so it is there.
             shared.pinned.write(landing.to.start, &landing.bytes);
         }
+        landed
     }
 }
 
@@ -184,7 +198,8 @@ impl Context {
     /// Does everything in a stream, and lets the host see it.
     pub(super) fn synchronize(&mut self, shared: &mut Shared, stream: Handle) -> Answer {
         self.drain(shared, stream)?;
-        self.reveal(shared, stream, u64::MAX)
+        let seen = self.reveal(shared, stream, u64::MAX);
+        self.fail_with(seen)
     }
 
     /// Does the work of a stream up to number `up_to`, and lets the host see it.
@@ -192,7 +207,8 @@ impl Context {
         while self.stream(stream)?.front().is_some_and(|front| front <= up_to) {
             self.step(shared)?;
         }
-        self.reveal(shared, stream, up_to)
+        let seen = self.reveal(shared, stream, up_to);
+        self.fail_with(seen)
     }
 
     /// Does everything in a stream; the default stream implies all that it waits for.
@@ -230,7 +246,7 @@ impl Context {
                 _ if other.is_blocking => before.min(up_to),
                 _ => continue,
             };
-            other.land(shared, |landing| landing.number <= until);
+            other.land(shared, |landing| landing.number <= until)?;
             for event in self.events.values_mut() {
                 event.reveal(handle, until);
             }
@@ -256,18 +272,23 @@ impl Context {
         let stream = ready[shared.choose(ready.len())];
         let Some(work) = self.stream_mut(stream)?.waiting.pop_front() else { return Ok(()) };
         let done = self.perform(shared, stream, work);
-        if let Err(refusal) = &done {
+        self.fail_with(done)
+    }
+
+    /// Passes an outcome on; a fault breaks the context.
+    fn fail_with(&mut self, outcome: Answer) -> Answer {
+        if let Err(refusal) = &outcome {
             self.fail(refusal.status);
         }
-        done
+        outcome
     }
 
     fn perform(&mut self, shared: &mut Shared, stream: Handle, work: Work) -> Answer {
         match work.task {
             Task::ToDevice { from, to, seen } => self.copy_to_device(shared, &from, to, seen),
-            Task::ToHost { from, to } => {
+            Task::ToHost { from, to, seen } => {
                 let bytes = self.copy_from_device(shared, from, to.len())?;
-                self.stream_mut(stream)?.landings.push(Landing { number: work.number, to, bytes });
+                self.stream_mut(stream)?.landings.push(Landing { number: work.number, to, bytes, seen });
                 Ok(())
             }
             Task::Fill { to, value, bytes } => self.fill(shared, to, value, bytes),
@@ -284,9 +305,10 @@ impl Context {
     }
 
     /// Brings copies to the host whose bytes a later copy, ordered behind them, reads.
-    pub(super) fn land_for_reading(&mut self, shared: &mut Shared, range: &Range<usize>) {
+    pub(super) fn land_for_reading(&mut self, shared: &mut Shared, range: &Range<usize>) -> Answer {
         for stream in std::iter::once(&mut self.default_stream).chain(self.streams.values_mut()) {
-            stream.land(shared, |landing| overlap(&landing.to, range));
+            stream.land(shared, |landing| overlap(&landing.to, range))?;
         }
+        Ok(())
     }
 }

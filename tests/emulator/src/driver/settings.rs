@@ -1,4 +1,14 @@
 //! What the environment says about the device that is emulated.
+//!
+//! | variable | default | |
+//! |---|---|---|
+//! | `QWEN2C_EMULATOR_SEED` | 0 | order of streams, graph nodes, blocks and warps |
+//! | `QWEN2C_EMULATOR_ARCHITECTURE` | 80 | 70, 75, 80, 86, 89, 90, 100 or 120: a usual card of it |
+//! | `QWEN2C_EMULATOR_MEMORY_BYTES` | 16 GiB | what the device claims to have |
+//! | `QWEN2C_EMULATOR_DRIVER_VERSION` | 12080 | CUDA 12.8; decides which PTX versions are taken |
+//! | `QWEN2C_EMULATOR_DEVICES` | 1 | how many there are, all alike |
+//! | `QWEN2C_EMULATOR_REPORT` | | the file that gets the report, as JSON |
+//! | `QWEN2C_EMULATOR_LOSE_DEVICE_AFTER` | | kernels after which the device is lost |
 
 use std::path::PathBuf;
 

@@ -30,10 +30,10 @@ pub(crate) struct Device {
 impl Device {
     pub(crate) fn open() -> Self {
         done(cuInit(0));
-        let device = get(|out| cuDeviceGet(out, 0)).unwrap();
-        let context = get(|out| cuDevicePrimaryCtxRetain(out, device)).unwrap();
+        let device = get(|out| cuDeviceGet(out, 0)).expect("a device");
+        let context = get(|out| cuDevicePrimaryCtxRetain(out, device)).expect("a context");
         done(cuCtxSetCurrent(context));
-        Self { context, stream: get(|out| cuStreamCreate(out, 1)).unwrap() }
+        Self { context, stream: get(|out| cuStreamCreate(out, 1)).expect("a stream") }
     }
 
     /// Gives back what `open` took, which must succeed.
@@ -50,7 +50,7 @@ impl Device {
     /// New device memory that holds these numbers.
     pub(crate) fn upload(&self, numbers: &[u32]) -> u64 {
         let staging = Pinned::of(numbers);
-        let address = get(|out| cuMemAlloc_v2(out, numbers.len() * 4)).unwrap();
+        let address = get(|out| cuMemAlloc_v2(out, numbers.len() * 4)).expect("device memory");
         done(cuMemcpyHtoDAsync_v2(address, staging.pointer, staging.bytes, self.stream));
         self.synchronize();
         staging.free();
@@ -77,7 +77,7 @@ pub(crate) struct Pinned {
 
 impl Pinned {
     pub(crate) fn new(bytes: usize) -> Self {
-        Self { pointer: get(|out| cuMemHostAlloc(out, bytes, 0)).unwrap(), bytes }
+        Self { pointer: get(|out| cuMemHostAlloc(out, bytes, 0)).expect("pinned memory"), bytes }
     }
 
     pub(crate) fn of(numbers: &[u32]) -> Self {
@@ -111,7 +111,7 @@ pub(crate) fn load(ptx: &str) -> Result<Handle, Status> {
 /// Loads a module with options; values of log options must be buffers of the sizes they say.
 pub(crate) fn load_with(ptx: &str, options: &[u32], values: &mut [*mut c_void]) -> Result<Handle, Status> {
     assert_eq!(options.len(), values.len());
-    let image = CString::new(ptx).unwrap();
+    let image = CString::new(ptx).expect("text without NUL");
     // SAFETY: the image ends with NUL, and both arrays are as long as is said.
     get(|out| unsafe {
         cuModuleLoadDataEx(
@@ -126,7 +126,7 @@ pub(crate) fn load_with(ptx: &str, options: &[u32], values: &mut [*mut c_void]) 
 
 /// A function of a module.
 pub(crate) fn function(module: Handle, name: &str) -> Result<Handle, Status> {
-    let name = CString::new(name).unwrap();
+    let name = CString::new(name).expect("text without NUL");
     // SAFETY: the name ends with NUL.
     get(|out| unsafe { cuModuleGetFunction(out, module, name.as_ptr()) })
 }

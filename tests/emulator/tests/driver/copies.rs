@@ -61,6 +61,20 @@ fn a_staging_buffer_is_not_written_before_its_copy_is_done() {
 }
 
 #[test]
+fn a_buffer_is_not_written_before_the_copy_into_it_is_done() {
+    let outcome = alone(&[], || {
+        let device = Device::open();
+        let address = device.upload(&NEW);
+        let staging = Pinned::of(&OLD);
+        done(cuMemcpyDtoHAsync_v2(staging.pointer, address, 8, device.stream));
+        staging.write(&[5]);
+        assert_eq!(cuStreamSynchronize(device.stream), Status::LAUNCH_FAILED);
+    });
+    let Some(outcome) = outcome else { return };
+    outcome.at_fault("cuMemcpyDtoHAsync_v2", "the program wrote to the 8 bytes");
+}
+
+#[test]
 fn a_buffer_that_a_copy_fills_may_be_copied_on() {
     let outcome = alone(&[], || {
         let device = Device::open();

@@ -13,7 +13,7 @@ fn name_of(device: c_int, capacity: usize) -> Result<String, Status> {
     // SAFETY: the capacity is no more than there is.
     let status = unsafe { cuDeviceGetName(name.as_mut_ptr(), capacity.min(64) as c_int, device) };
     // SAFETY: a call that succeeds wrote a string.
-    let text = || unsafe { CStr::from_ptr(name.as_ptr()) }.to_str().unwrap().to_owned();
+    let text = || unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
     if status == Status::SUCCESS { Ok(text()) } else { Err(status) }
 }
 
@@ -150,10 +150,10 @@ fn handles_of_other_kinds_devices_and_times_are_told_apart() {
     });
     let Some(outcome) = outcome else { return };
     let refused = |call: &str, why: &str| outcome.refused(call, "CUDA_ERROR_INVALID_HANDLE", why);
-    refused("cuStreamSynchronize", "another kind (event), not a stream");
-    refused("cuStreamSynchronize", "0x1234 is no stream");
+    refused("cuStreamSynchronize", "is an event, not a stream");
+    refused("cuStreamSynchronize", "0x1234 is not a stream");
     refused("cuStreamSynchronize", "a stream of device 0, but the current context is that of device 1");
-    refused("cuEventDestroy_v2", "is a event that was released");
+    refused("cuEventDestroy_v2", "is an event that was released");
 }
 
 #[test]

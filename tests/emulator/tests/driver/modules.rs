@@ -35,7 +35,8 @@ fn load_with_log(ptx: &str, capacity: usize) -> (Result<Handle, Status>, String,
     let mut log = vec![0x7fu8; capacity];
     let mut values = [capacity as *mut c_void, log.as_mut_ptr().cast()];
     let loaded = load_with(ptx, &[6, 5], &mut values);
-    let text = CStr::from_bytes_until_nul(&log).expect("the log ends with NUL").to_str().unwrap().to_owned();
+    let text =
+        CStr::from_bytes_until_nul(&log).expect("the log ends with NUL").to_string_lossy().into_owned();
     (loaded, text, values[0] as usize)
 }
 
