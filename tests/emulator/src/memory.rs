@@ -182,6 +182,17 @@ impl Allocation {
         }
     }
 
+    /// Whether all of `bytes` bytes from `start` on were ever written.
+    #[inline]
+    pub(crate) fn are_initialised(&self, start: usize, bytes: usize) -> bool {
+        let bit = start % 16;
+        if bit + bytes <= 16 {
+            let mask = (((1u32 << bytes) - 1) << bit) as u16;
+            return self.initialised[start / 16] & mask == mask;
+        }
+        (start..start + bytes).all(|at| self.is_initialised(at))
+    }
+
     /// Whether the byte at `at` was ever written.
     pub(crate) fn is_initialised(&self, at: usize) -> bool {
         self.initialised[at / 16] >> (at % 16) & 1 == 1

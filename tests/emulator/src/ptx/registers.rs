@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use super::Type;
-use super::statement::{Operand, number};
+use super::statement::Operand;
 
 /// Number of a register in its file; the instruction knows which file.
 pub(crate) type Slot = u32;
@@ -179,9 +179,4 @@ pub(crate) fn immediate(operand: &Operand<'_>, kind: Type) -> Option<u64> {
         Operand::Float64(bits) if kind.bytes() == 8 => Some(bits),
         _ => None,
     }
-}
-
-/// Whether `word` is spelt as a number.
-pub(crate) fn is_number(word: &str) -> bool {
-    number(word).is_some()
 }

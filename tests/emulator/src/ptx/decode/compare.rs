@@ -2,7 +2,7 @@
 
 use super::Form;
 use crate::ptx::Type;
-use crate::ptx::registers::{File, Slot};
+use crate::ptx::registers::Slot;
 use crate::ptx::resolver::{Predicate, Refusal};
 use crate::ptx::statement::Operand;
 
@@ -149,13 +149,4 @@ fn select(form: &mut Form<'_, '_, '_, '_>) -> Result<Compare, Refusal> {
     let (first, second) = (form.source(1, kind)?, form.source(2, kind)?);
     let by = form.resolver.predicate(&form.operands[3])?;
     Ok(Compare::Select { kind, by, to, first, second })
-}
-
-/// The file that values of `kind` lie in.
-pub(crate) fn file_of(kind: Type) -> File {
-    match kind.bytes() {
-        0 => File::Predicate,
-        8 => File::Wide,
-        _ => File::Narrow,
-    }
 }
