@@ -11,6 +11,8 @@ pub mod cpu;
 pub mod cuda;
 mod lowering;
 mod pack;
+#[cfg(test)]
+mod tests;
 
 pub use any_target::{AnyTarget, TargetError, compile_kernels, known_targets, resolve_target};
 pub use compile::{CompileError, CompiledKernels, DeviceImage, KeepText, KernelSource, KernelText, Launch};

@@ -8,6 +8,3 @@ mod kernels;
 pub mod layout;
 mod lower;
 pub mod pack;
-
-#[cfg(test)]
-mod tests;

@@ -175,7 +175,7 @@ fn pack_integers(quantization: Quantization, integers: &[i8], out: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::tests::weights::{FORMATS, dequantized, pack};
+    use crate::tests::weights::{FORMATS, dequantized, pack};
     use crate::pack::weight_bytes;
     use proptest::prelude::*;
     use qwen2c_request::{Dimension, WeightLayout, WeightType, bf16_to_f32, f16_to_f32, f32_to_bf16};
@@ -201,6 +201,7 @@ mod tests {
     /// The inverse of packing, written from the layout's definition: element `(row, column)`.
     fn unpack_element(ty: &WeightType, layout: WeightLayout, bytes: &[u8], row: u64, column: u64) -> f32 {
         let index = match layout {
+            WeightLayout::WarpPanels { .. } => unreachable!("a layout of devices"),
             WeightLayout::RowMajor => row * ty.columns() + column,
             WeightLayout::Panels { lanes, pair, separate_halves } => {
                 let geometry = PanelGeometry::new(ty, lanes, pair, separate_halves);

@@ -7,11 +7,11 @@ use qwen2c_request::{
     f16_to_f32, f32_to_f16, quantize_weights,
 };
 
-use crate::cpu::pack::{ReadWeight, pack_weight};
+use crate::pack::{ReadWeight, pack_weight};
 
 /// Formats that the compiler makes, then formats that only checkpoints have: those of Q4_1, Q4_K, Q5_1,
 /// Q5_K and Q6_K, and two that no checkpoint has yet.
-pub(in crate::cpu) const FORMATS: [Quantization; 12] = [
+pub(crate) const FORMATS: [Quantization; 12] = [
     Quantization::signed(8, 32),
     Quantization::signed(4, 32),
     Quantization::signed(4, 64),
@@ -53,7 +53,7 @@ impl ReadWeight for Values<'_> {
 }
 
 /// Packs a weight with these elements.
-pub(in crate::cpu) fn pack(ty: &WeightType, layout: WeightLayout, values: &[f32]) -> Vec<u8> {
+pub(crate) fn pack(ty: &WeightType, layout: WeightLayout, values: &[f32]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let Ok(_) = pack_weight(ty, layout, &mut Values { ty, values }, &mut |block| {
         bytes.extend_from_slice(block);
@@ -63,7 +63,7 @@ pub(in crate::cpu) fn pack(ty: &WeightType, layout: WeightLayout, values: &[f32]
 }
 
 /// `values` as they are packed.
-pub(in crate::cpu) fn dequantized(quantization: Quantization, values: &[f32], columns: u64) -> Vec<f32> {
+pub(crate) fn dequantized(quantization: Quantization, values: &[f32], columns: u64) -> Vec<f32> {
     let columns = columns as usize;
     let rows = values.len() / columns;
     let mut block = QuantizedBlock::new(quantization, rows, columns);
@@ -75,7 +75,7 @@ pub(in crate::cpu) fn dequantized(quantization: Quantization, values: &[f32], co
 }
 
 /// Whether the compiler quantizes to this format.
-pub(in crate::cpu) fn is_made(quantization: Quantization) -> bool {
+pub(crate) fn is_made(quantization: Quantization) -> bool {
     quantization == Quantization::signed(quantization.bits, quantization.group)
 }
 

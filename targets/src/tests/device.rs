@@ -1,0 +1,64 @@
+//! Kernels of CUDA devices, run on the emulator.
+
+use qwen2c_emulator::{Counts, LaunchShape, Memory, Module, Schedule, launch};
+
+use crate::{AnyTarget, KeepText, KernelSource, compile_kernels};
+
+/// Orders of blocks and warps that must give the same bits.
+const SEEDS: [u64; 2] = [0, 7];
+
+/// Memory of the device: more than any test needs.
+const CAPACITY_BYTES: u64 = 1 << 32;
+
+/// Runs all launches of a kernel on copies of `buffers`, which get what the device wrote; returns what it
+/// counted.
+///
+/// # Panics
+///
+/// When the emulator finds a fault, or another order of blocks gives other bytes.
+pub(super) fn run(
+    target: &AnyTarget,
+    source: &KernelSource<'_>,
+    workspace_bytes: u64,
+    count: u64,
+    buffers: &mut [Vec<u8>],
+) -> Counts {
+    let compiled = compile_kernels(target, &[*source], KeepText::default()).unwrap();
+    let ptx = &compiled.images[0].ptx;
+    let module = Module::parse(ptx).unwrap_or_else(|error| panic!("{error:?}\n{ptx}"));
+    let given: Vec<Vec<u8>> = buffers.to_vec();
+    let mut counts = Counts::default();
+    for (index, seed) in SEEDS.into_iter().enumerate() {
+        let mut memory = Memory::new(CAPACITY_BYTES);
+        let addresses: Vec<u64> = given
+            .iter()
+            .map(|bytes| {
+                let address = memory.allocate(bytes.len().max(1) as u64).unwrap();
+                memory.write(address, bytes).unwrap();
+                address
+            })
+            .collect();
+        let workspace = (workspace_bytes > 0).then(|| memory.allocate(workspace_bytes).unwrap());
+        let mut parameters: Vec<u8> =
+            addresses.iter().copied().chain(workspace).flat_map(u64::to_le_bytes).collect();
+        parameters.extend((count as u32).to_le_bytes());
+        counts = Counts::default();
+        for step in &compiled.launches[0] {
+            let entry = module.entry(&step.symbol).expect("every launch has its entry point");
+            let shape = LaunchShape {
+                grid: [step.blocks, (count as u32).div_ceil(step.rows_per_block), 1],
+                block: [step.threads, 1, 1],
+                shared_bytes: step.shared_bytes,
+            };
+            counts += &launch(entry, &shape, &parameters, &mut memory, Schedule { seed })
+                .unwrap_or_else(|fault| panic!("{:?}: {fault:?}\n{ptx}", source.request));
+        }
+        for (buffer, address) in buffers.iter_mut().zip(&addresses) {
+            let mut found = vec![0; buffer.len()];
+            memory.read(*address, &mut found).unwrap();
+            assert!(index == 0 || *buffer == found, "{:?}: the order of blocks shows", source.request);
+            *buffer = found;
+        }
+    }
+    counts
+}
