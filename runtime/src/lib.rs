@@ -6,7 +6,8 @@
 //! ```text
 //! program    header, manifest and tables of the program's own file; the weights, mapped
 //! session    one sequence: prompts in chunks, tokens one by one, logits
-//! execute    the loop over steps
+//! execute    the loop over steps, on the processor or a device
+//! cuda       devices: NVIDIA GPUs
 //! workers    threads that walk the steps together
 //! text       tokens from text and back, the chat template, the choice of the next token
 //! commands   what a person can ask of the program
@@ -19,9 +20,11 @@ mod allocation;
 mod arguments;
 mod commands;
 mod console;
+mod cuda;
 mod execute;
 mod flags;
 mod generate;
+mod hardware;
 mod interrupt;
 mod kernel;
 mod machine;
@@ -45,6 +48,7 @@ use console::{Console, Failure};
 use qwen2c_format::Locator;
 
 pub use allocation::allocations;
+pub use hardware::Hardware;
 pub use kernel::{BodyFunction, KernelEntry, TilesFunction};
 pub use processor::Placement;
 pub use program::Program;

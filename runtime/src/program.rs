@@ -5,10 +5,14 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use qwen2c_format::{Diagnostic, Locator, Manifest, ProgramError, ProgramFile, StepLists, WeightEntry};
+use qwen2c_format::{
+    DeviceCode, Diagnostic, Locator, Manifest, ProgramError, ProgramFile, StepLists, WeightEntry,
+};
 use sha2::{Digest, Sha256};
 
-use crate::execute::Executor;
+use crate::cuda::{DeviceExecutor, Driver};
+use crate::execute::{Executor, ProcessorExecutor};
+use crate::hardware::Hardware;
 use crate::kernel::KernelEntry;
 use crate::machine;
 use crate::memory::Mapping;
@@ -20,6 +24,8 @@ pub struct Program {
     file: ProgramFile,
     kernels: Vec<KernelEntry>,
     weights: Arc<Mapping>,
+    /// How a GPU's driver is opened; tests have one of their own.
+    open_driver: fn() -> Result<Driver, Diagnostic>,
 }
 
 impl Program {
@@ -48,13 +54,22 @@ impl Program {
         kernels: &[KernelEntry],
         weights: Mapping,
     ) -> Result<Self, Diagnostic> {
-        if kernels.len() != file.lists.kernels.len() {
+        // A device's kernels are not linked.
+        let linked = if is_for_device(&file.manifest) { 0 } else { file.lists.kernels.len() };
+        if kernels.len() != linked {
             return Err(Diagnostic::new("the program's image and its step lists do not belong together")
                 .found(format!("{} linked kernels", kernels.len()))
-                .needed(format!("{} kernels", file.lists.kernels.len()))
+                .needed(format!("{linked} kernels"))
                 .help("copy the program again from where it was built"));
         }
-        Ok(Self { file, kernels: kernels.to_vec(), weights: Arc::new(weights) })
+        let (kernels, weights) = (kernels.to_vec(), Arc::new(weights));
+        Ok(Self { file, kernels, weights, open_driver: Driver::open })
+    }
+
+    /// The same program with another driver.
+    #[cfg(test)]
+    pub(crate) fn with_driver(self, open_driver: fn() -> Result<Driver, Diagnostic>) -> Self {
+        Self { open_driver, ..self }
     }
 
     /// Facts and numbers.
@@ -77,41 +92,65 @@ impl Program {
         self.file.tokenizer.as_deref()
     }
 
-    /// Checks the machine, reserves memory, starts workers: a session for prompts and generation.
+    /// Whether the program runs on a GPU.
+    pub fn is_for_device(&self) -> bool {
+        is_for_device(&self.file.manifest)
+    }
+
+    /// What a device is given; nothing where the program runs on the processor.
+    pub(crate) fn device_code(&self) -> &DeviceCode {
+        &self.file.device_code
+    }
+
+    /// Checks the machine, reserves memory, starts workers or loads a device: a session for prompts and
+    /// generation.
     ///
     /// # Errors
     ///
-    /// A missing processor feature, too little memory, a refusal of the system: each with what was
-    /// found and what is needed.
-    pub fn start(&self, placement: &Placement) -> Result<Session, Diagnostic> {
+    /// A missing processor feature or device, too little memory, a refusal of system or driver: each with
+    /// what was found and what is needed.
+    pub fn start(&self, hardware: &Hardware) -> Result<Session, Diagnostic> {
         let lists = &self.file.lists.lists;
         let prefill = lists.iter().position(|list| list.name == "prefill").unwrap_or(0);
-        self.start_lists(placement, 0, prefill)
+        self.start_lists(hardware, 0, prefill)
     }
 
     /// As [`Program::start`], on the list that self-tests run.
-    pub(crate) fn start_self_test(&self, placement: &Placement) -> Result<Session, Diagnostic> {
+    pub(crate) fn start_self_test(&self, hardware: &Hardware) -> Result<Session, Diagnostic> {
         let lists = &self.file.lists.lists;
         let index = lists.iter().position(|list| list.name == "self_test").ok_or_else(|| {
             Diagnostic::new("the program holds no self-test").help("build it again with this `qwen2c`")
         })?;
-        self.start_lists(placement, index, index)
+        self.start_lists(hardware, index, index)
     }
 
-    fn start_lists(
-        &self,
-        placement: &Placement,
-        decode: usize,
-        prefill: usize,
-    ) -> Result<Session, Diagnostic> {
+    fn start_lists(&self, hardware: &Hardware, decode: usize, prefill: usize) -> Result<Session, Diagnostic> {
+        let manifest = &self.file.manifest;
+        let executor = match hardware {
+            Hardware::Processor(placement) if !self.is_for_device() => {
+                Executor::Processor(self.start_workers(placement)?)
+            }
+            Hardware::Device(number) if self.is_for_device() => {
+                let driver = (self.open_driver)()?;
+                let executor = DeviceExecutor::start(driver, *number, &self.file, &self.weights)?;
+                Executor::Device(Box::new(executor))
+            }
+            _ => {
+                return Err(Diagnostic::new(format!("a program for `{}` cannot run there", manifest.target))
+                    .found(format!("{hardware:?}"))
+                    .help("report this as a bug of `qwen2c`"));
+            }
+        };
+        Ok(Session::new(executor, manifest, &self.file.lists, decode, prefill))
+    }
+
+    fn start_workers(&self, placement: &Placement) -> Result<ProcessorExecutor, Diagnostic> {
         let manifest = &self.file.manifest;
         machine::processor()?.check(&manifest.target, &manifest.required_features)?;
         processor::request_matrix_unit(&manifest.required_features)?;
         check_memory(manifest, machine::memory_bytes())?;
         let weights = Arc::clone(&self.weights);
-        let executor =
-            Executor::start(&self.file.lists, &self.kernels, weights, manifest.arena_bytes, placement)?;
-        Ok(Session::new(executor, manifest, &self.file.lists, decode, prefill))
+        ProcessorExecutor::start(&self.file.lists, &self.kernels, weights, manifest.arena_bytes, placement)
     }
 
     /// Compares every weight's bytes with the hash taken at build, in file order.
@@ -133,6 +172,10 @@ impl Program {
         }
         Ok(())
     }
+}
+
+fn is_for_device(manifest: &Manifest) -> bool {
+    manifest.family == "cuda"
 }
 
 /// Refuses an arena that this machine can never hold. The system would grant it, and kill the program

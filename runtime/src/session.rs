@@ -8,9 +8,10 @@ use std::ops::Range;
 
 use qwen2c_format::{Diagnostic, InputOffsets, Manifest, StepLists};
 
+use crate::cuda::DeviceExecutor;
 use crate::execute::{Executor, Job, Observer};
 
-/// Why tokens cannot be taken.
+/// Why tokens are not taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SessionError {
     /// No tokens at all.
@@ -29,6 +30,8 @@ pub enum SessionError {
         /// Ids there are.
         vocabulary: u64,
     },
+    /// The device failed.
+    Device(Box<Diagnostic>),
 }
 
 impl SessionError {
@@ -44,6 +47,7 @@ impl SessionError {
                 Diagnostic::new(format!("id {token} lies outside the vocabulary"))
                     .needed(format!("ids from 0 to {}", vocabulary - 1))
             }
+            Self::Device(diagnostic) => (**diagnostic).clone(),
         }
     }
 }
@@ -55,6 +59,12 @@ impl fmt::Display for SessionError {
 }
 
 impl std::error::Error for SessionError {}
+
+impl From<Diagnostic> for SessionError {
+    fn from(diagnostic: Diagnostic) -> Self {
+        Self::Device(Box::new(diagnostic))
+    }
+}
 
 impl From<SessionError> for Diagnostic {
     fn from(error: SessionError) -> Self {
@@ -147,6 +157,22 @@ impl Session {
         self.executor.threads()
     }
 
+    /// What computes: `2 threads`, or a device and the code it was given.
+    pub(crate) fn hardware_text(&self) -> String {
+        match self.device() {
+            None => format!("{} threads", self.threads()),
+            Some(device) => device.description(),
+        }
+    }
+
+    /// The device that computes; none where the processor does.
+    pub(crate) fn device(&self) -> Option<&DeviceExecutor> {
+        match &self.executor {
+            Executor::Processor(_) => None,
+            Executor::Device(executor) => Some(executor),
+        }
+    }
+
     /// The logits behind the last token taken by [`Session::prefill`] or [`Session::decode`],
     /// `[vocabulary]`.
     pub fn logits(&self) -> &[f32] {
@@ -162,7 +188,7 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`SessionError`]; nothing was taken then.
+    /// [`SessionError`]; nothing was taken then, unless the device failed.
     pub fn prefill(&mut self, tokens: &[u32]) -> Result<&[f32], SessionError> {
         self.prefill_observed(tokens, &mut ())
     }
@@ -171,7 +197,7 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`SessionError`]; nothing was taken then.
+    /// [`SessionError`]; nothing was taken then, unless the device failed.
     pub fn decode(&mut self, token: u32) -> Result<&[f32], SessionError> {
         self.prefill_observed(&[token], &mut ())
     }
@@ -186,10 +212,10 @@ impl Session {
         let mut left = tokens;
         while left.len() > self.prompt_rows {
             let (chunk, rest) = left.split_at(self.prompt_rows);
-            self.take(chunk, observer);
+            self.take(chunk, observer)?;
             left = rest;
         }
-        self.take_with_logits(left, observer);
+        self.take_with_logits(left, observer)?;
         Ok(self.logits())
     }
 
@@ -197,7 +223,7 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`SessionError`] before anything was taken, or the first error of `each`.
+    /// [`SessionError`] before anything was taken, a device's failure, or the first error of `each`.
     pub fn prefill_each<E: From<SessionError>>(
         &mut self,
         tokens: &[u32],
@@ -205,13 +231,13 @@ impl Session {
     ) -> Result<(), E> {
         self.check(tokens)?;
         for (chunk, first) in tokens.chunks(self.prompt_rows).zip((0..).step_by(self.prompt_rows)) {
-            let list = self.take(chunk, &mut ());
+            let list = self.take(chunk, &mut ())?;
             for start in (0..chunk.len()).step_by(list.max_logit_rows) {
                 let end = chunk.len().min(start + list.max_logit_rows);
                 self.write_logit_rows(start..end);
                 let (rows, logit_rows) = (chunk.len() as u32, (end - start) as u32);
                 let job = Job { list: list.index, steps: list.head.clone(), rows, logit_rows };
-                self.executor.run(&job, &mut ());
+                self.executor.run(&job, &mut ()).map_err(SessionError::from)?;
                 for (row, logits) in self.logit_rows(end - start).chunks_exact(self.vocabulary).enumerate() {
                     each(first + start + row, logits)?;
                 }
@@ -241,23 +267,24 @@ impl Session {
     }
 
     /// Runs the body on a chunk of checked tokens; returns the list it used.
-    fn take(&mut self, tokens: &[u32], observer: &mut impl Observer) -> List {
+    fn take(&mut self, tokens: &[u32], observer: &mut impl Observer) -> Result<List, SessionError> {
         let list = self.write_rows(tokens);
         let job =
             Job { list: list.index, steps: list.body.clone(), rows: tokens.len() as u32, logit_rows: 1 };
-        self.executor.run(&job, observer);
+        self.executor.run(&job, observer)?;
         self.position += tokens.len();
-        list
+        Ok(list)
     }
 
     /// Runs body and head in one go; the head sees the last row.
-    fn take_with_logits(&mut self, tokens: &[u32], observer: &mut impl Observer) {
+    fn take_with_logits(&mut self, tokens: &[u32], observer: &mut impl Observer) -> Result<(), SessionError> {
         let list = self.write_rows(tokens);
         self.write_logit_rows(tokens.len() - 1..tokens.len());
         let steps = list.body.start..list.head.end;
         let job = Job { list: list.index, steps, rows: tokens.len() as u32, logit_rows: 1 };
-        self.executor.run(&job, observer);
+        self.executor.run(&job, observer)?;
         self.position += tokens.len();
+        Ok(())
     }
 
     /// Tells the kernels what the rows are; returns the list for so many of them.
@@ -282,16 +309,15 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Program;
     use crate::memory::Mapping;
-    use crate::processor::Placement;
     use crate::testing::{CONTEXT, KERNELS, VOCABULARY, expected_logits, program_file};
+    use crate::{Hardware, Placement, Program};
 
     fn session(threads: usize) -> Session {
         let weights = Mapping::zeroed(crate::testing::WEIGHT_BYTES as u64).expect("a page can be mapped");
         weights.write_integers(0, [5.0_f32.to_bits(), 1e-5_f32.to_bits()].into_iter());
         let program = Program::from_parts(program_file(), &KERNELS, weights).expect("the parts fit");
-        program.start(&Placement::unpinned(threads)).expect("it can be started")
+        program.start(&Hardware::Processor(Placement::unpinned(threads))).expect("it can be started")
     }
 
     fn prompt(tokens: usize) -> Vec<u32> {

@@ -8,9 +8,9 @@ use qwen2c_format::tokenizer::{
     AddedToken, CharacterClasses, Normalization, SplitRule, TokenEntry, TokenizerTables,
 };
 use qwen2c_format::{
-    DeviceCode, GenerationDefaults, InputOffsets, KernelInfo, Locator, Manifest, ModelSummary, Operand,
-    ProgramFile, Region, RowAxis, SelfTestRecord, Step, StepCost, StepList, StepLists, WeightEntry,
-    WeightTable,
+    DeviceCode, DeviceImage, GenerationDefaults, ImageKind, InputOffsets, KernelInfo, Launch, Locator,
+    Manifest, ModelSummary, Operand, ProgramFile, Region, RowAxis, SelfTestRecord, Step, StepCost, StepList,
+    StepLists, WeightEntry, WeightTable,
 };
 use qwen2c_runtime::KernelEntry;
 use sha2::{Digest, Sha256};
@@ -161,6 +161,34 @@ pub(crate) fn lists() -> StepLists {
             list("self_test", PROMPT_ROWS, PROMPT_ROWS),
         ],
     }
+}
+
+/// Rows that a block of each launch serves.
+pub(crate) const ROWS_PER_BLOCK: u32 = 2;
+
+/// The program without its weights, for a device: each kernel is one launch, but for the last, whose second
+/// launch does the same again.
+pub(crate) fn device_program_file() -> ProgramFile {
+    let mut file = program_file();
+    "cuda".clone_into(&mut file.manifest.family);
+    "sm_80".clone_into(&mut file.manifest.target);
+    for (kernel, shared_bytes) in file.lists.kernels.iter_mut().zip([0, 1024, 100_000, 0]) {
+        kernel.launches = vec![Launch {
+            symbol: kernel.name.clone(),
+            blocks: 1,
+            rows_per_block: ROWS_PER_BLOCK,
+            threads: 32,
+            shared_bytes,
+        }];
+    }
+    let launches = &mut file.lists.kernels[3].launches;
+    launches.push(launches[0].clone());
+    let image = |kind, bytes: &[u8]| DeviceImage { architecture: 80, kind, bytes: bytes.to_vec() };
+    file.device_code.images = vec![
+        image(ImageKind::Ptx, b"// counting\n.version 8.1\n.target sm_80\n"),
+        image(ImageKind::Cubin, b"\x7fELF, counting\0"),
+    ];
+    file
 }
 
 /// A tokenizer of bytes and `<end>`.

@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use qwen2c_format::tokenizer::TokenizerView;
 use qwen2c_format::{Locator, encode_program_head};
 use qwen2c_runtime::text::{Sampler, SamplingOptions, SpecialText, StreamDecoder};
-use qwen2c_runtime::{Placement, Program, allocations};
+use qwen2c_runtime::{Hardware, Placement, Program, allocations};
 
 #[test]
 fn generation_allocates_nothing() {
@@ -32,7 +32,8 @@ fn generation_allocates_nothing() {
     file.write_all_at(&testing::weights(), locator.weights_offset).expect("it can be written");
 
     let program = Program::open(&path, &locator, &testing::KERNELS).expect("the program is whole");
-    let mut session = program.start(&Placement::choose(Some(2))).expect("it can be started");
+    let mut session =
+        program.start(&Hardware::Processor(Placement::choose(Some(2)))).expect("it can be started");
     let options = SamplingOptions { temperature: 0.7, top_k: 20, top_p: 0.8, ..SamplingOptions::default() };
     let mut sampler = Sampler::new(options, testing::VOCABULARY, testing::VOCABULARY);
     let tables = program.tokenizer().expect("it has a tokenizer");

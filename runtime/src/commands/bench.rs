@@ -9,6 +9,7 @@ use crate::Program;
 use crate::allocation::allocations;
 use crate::arguments::Arguments;
 use crate::console::{Console, Failure, OrUsage};
+use crate::cuda::DeviceExecutor;
 use crate::generate::not_numbers;
 use crate::session::Session;
 use crate::speech;
@@ -21,6 +22,9 @@ struct Report<'a> {
     target: &'a str,
     quant: &'a str,
     threads: usize,
+    /// The GPU and the code it was given, where it is one that computes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<String>,
     /// None where nothing was generated.
     allocations_per_token: Option<f64>,
     results: Vec<TestResult>,
@@ -104,13 +108,15 @@ pub(super) fn bench(
         target: &program.manifest().target,
         quant: &program.manifest().quant,
         threads: bench.session.threads(),
+        device: bench.session.device().map(DeviceExecutor::description),
         allocations_per_token,
         results,
     };
     if arguments.has("--json") {
         return print_json(&report, console);
     }
-    console.print(&table(&program, &report))
+    let hardware = bench.session.hardware_text();
+    console.print(&table(&program, &report, &hardware))
 }
 
 struct Bench<'a> {
@@ -184,12 +190,10 @@ struct GenerationRun {
     allocations: u64,
 }
 
-fn table(program: &Program, report: &Report<'_>) -> String {
+fn table(program: &Program, report: &Report<'_>, hardware: &str) -> String {
     let manifest = program.manifest();
-    let mut text = format!(
-        "{} {} {} on {}, {} threads\n",
-        report.model, manifest.dtype, report.quant, report.target, report.threads
-    );
+    let mut text =
+        format!("{} {} {} on {}, {hardware}\n", report.model, manifest.dtype, report.quant, report.target);
     for result in &report.results {
         let TestResult { test, tokens_per_s, stddev, .. } = result;
         text.push_str(&format!("  {test:<16} {tokens_per_s:>10.2} ± {stddev:.2} tokens/s\n"));

@@ -2,13 +2,14 @@
 
 use std::fmt::Write as _;
 
-use qwen2c_format::{Manifest, ModelSummary};
+use qwen2c_format::{DeviceImage, Manifest, ModelSummary};
 use serde::Serialize;
 
 use super::{OpenProgram, print_json};
 use crate::Program;
 use crate::arguments::Arguments;
 use crate::console::{Console, Failure};
+use crate::cuda::image_name;
 use crate::program::bytes_text;
 
 /// The libraries that are linked into every program, their licences, and the text of the one that most
@@ -33,9 +34,20 @@ struct Report<'a> {
     required_features: &'a [String],
     has_tokenizer: bool,
     has_chat_template: bool,
+    /// Code for a GPU, where the program runs on one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    images: Vec<Image>,
     /// None where nobody asked for the check; it ends the command where it fails.
     #[serde(skip_serializing_if = "Option::is_none")]
     verified_weights: Option<usize>,
+}
+
+/// A form of the kernels that a GPU may be given.
+#[derive(Serialize)]
+struct Image {
+    architecture: String,
+    kind: &'static str,
+    bytes: usize,
 }
 
 /// Prints facts; with `--verify` reads all weights first.
@@ -78,8 +90,14 @@ fn report<'a>(program: &Program, manifest: &'a Manifest, verified_weights: Optio
         required_features: &manifest.required_features,
         has_tokenizer: program.tokenizer().is_some(),
         has_chat_template: manifest.chat_template.is_some(),
+        images: program.device_code().images.iter().map(image).collect(),
         verified_weights,
     }
+}
+
+fn image(image: &DeviceImage) -> Image {
+    let architecture = format!("sm_{}", image.architecture);
+    Image { architecture, kind: image.kind.name(), bytes: image.bytes.len() }
 }
 
 fn table(program: &Program, manifest: &Manifest, verified_weights: Option<usize>) -> String {
@@ -100,6 +118,9 @@ fn table(program: &Program, manifest: &Manifest, verified_weights: Option<usize>
     if manifest.model.experts > 0 {
         let (experts, chosen) = (manifest.model.experts, manifest.model.experts_per_token);
         rows.insert(2, ("experts", format!("{chosen} of {experts} for each token")));
+    }
+    for image in &program.device_code().images {
+        rows.push(("code", format!("{}, {}", image_name(image), bytes_text(image.bytes.len() as u64))));
     }
     if program.tokenizer().is_none() {
         rows.push(("tokenizer", "none: token ids only".to_owned()));

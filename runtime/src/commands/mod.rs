@@ -15,15 +15,21 @@ mod tests;
 use qwen2c_format::Diagnostic;
 use serde::Serialize;
 
-use crate::Program;
 use crate::arguments::{Arguments, Command, help};
 use crate::console::{Console, Failure, OrUsage};
 use crate::interrupt;
 use crate::processor::{MOST_THREADS, Placement};
 use crate::session::Session;
+use crate::{Hardware, Program};
 
-/// Where a program comes from once a command needs it: opening fails with a message, help does not.
-pub(crate) type OpenProgram<'a> = &'a dyn Fn() -> Result<Program, Diagnostic>;
+/// Where a program comes from: opening fails with a message.
+pub(crate) type ReadProgram<'a> = &'a dyn Fn() -> Result<Program, Diagnostic>;
+
+/// The program, once a command needs it, checked against the flags that every command has.
+type OpenProgram<'a> = &'a dyn Fn() -> Result<Program, Failure>;
+
+/// Most that `--device` takes.
+const MOST_DEVICE_NUMBER: u32 = 1023;
 
 /// Does what the command line says.
 ///
@@ -33,7 +39,7 @@ pub(crate) type OpenProgram<'a> = &'a dyn Fn() -> Result<Program, Diagnostic>;
 pub(crate) fn execute(
     name: &str,
     arguments: &[std::ffi::OsString],
-    open: OpenProgram<'_>,
+    read: ReadProgram<'_>,
     console: &mut Console<'_>,
 ) -> Result<(), Failure> {
     let mut arguments = Arguments::parse(arguments).or_usage()?;
@@ -49,10 +55,12 @@ pub(crate) fn execute(
         arguments.command = Some(Command::Chat);
     }
     console.quiet = arguments.has("--quiet");
-    // A device that does not exist is worth a message before anything is opened.
-    arguments.number("--device", 0, 0).map_err(|error| {
-        Failure::Usage(error.help("this program runs on the processor, which is device 0"))
-    })?;
+    device_number(&arguments)?;
+    let open: OpenProgram<'_> = &|| {
+        let program = read()?;
+        check_device(&program, &arguments)?;
+        Ok(program)
+    };
     let command = arguments.command.unwrap_or(Command::Run);
     interrupt::install();
     match command {
@@ -65,6 +73,40 @@ pub(crate) fn execute(
         Command::SelfTest => self_test::self_test(&arguments, open, console),
         Command::Info => info::info(&arguments, open, console),
     }
+}
+
+/// The number that `--device` gives.
+fn device_number(arguments: &Arguments) -> Result<u32, Failure> {
+    Ok(arguments.number("--device", 0, MOST_DEVICE_NUMBER).or_usage()?.unwrap_or(0))
+}
+
+/// The processor is one device. Which GPUs there are, their driver says when a command needs one.
+fn check_device(program: &Program, arguments: &Arguments) -> Result<(), Failure> {
+    let number = device_number(arguments)?;
+    if program.is_for_device() || number == 0 {
+        return Ok(());
+    }
+    Err(Failure::Usage(
+        arguments
+            .usage(format!("`--device` does not take `{number}`"))
+            .needed("0")
+            .help("this program runs on the processor, which is device 0"),
+    ))
+}
+
+/// What the program runs on, as `--threads` or `--device` ask for it.
+fn hardware(
+    program: &Program,
+    arguments: &Arguments,
+    console: &mut Console<'_>,
+) -> Result<Hardware, Failure> {
+    if !program.is_for_device() {
+        return Ok(Hardware::Processor(placement(arguments, console)?));
+    }
+    if arguments.number("--threads", 1, MOST_THREADS).or_usage()?.is_some() {
+        console.note("note: this program computes on a GPU: `--threads` changes nothing");
+    }
+    Ok(Hardware::Device(device_number(arguments)?))
 }
 
 /// Workers as `--threads` asks for them; more than there are cores is said once.
@@ -81,14 +123,13 @@ fn placement(arguments: &Arguments, console: &mut Console<'_>) -> Result<Placeme
     Ok(placement)
 }
 
-/// A session on the cores that `--threads` says, with prompts in chunks as `--prompt-rows` says.
+/// A session on what the flags say, with prompts in chunks as `--prompt-rows` says.
 fn start_session(
     program: &Program,
     arguments: &Arguments,
     console: &mut Console<'_>,
 ) -> Result<Session, Failure> {
-    let placement = placement(arguments, console)?;
-    let mut session = program.start(&placement)?;
+    let mut session = program.start(&hardware(program, arguments, console)?)?;
     if let Some(rows) = arguments.number("--prompt-rows", 1, usize::MAX).or_usage()? {
         session.limit_prompt_rows(rows);
     }

@@ -7,14 +7,15 @@ use qwen2c_format::StepLists;
 use serde::Serialize;
 
 use super::bench::{Workload, sample_ids};
-use super::{OpenProgram, placement, print_json, start_session, startup};
-use crate::Program;
+use super::{OpenProgram, hardware, print_json, startup};
 use crate::arguments::Arguments;
 use crate::console::{Console, Failure};
+use crate::cuda;
 use crate::execute::Observer;
 use crate::peak::{self, Peak};
 use crate::session::Session;
 use crate::speech;
+use crate::{Hardware, Program};
 
 /// Enough for every kernel to be called often, short enough for a large model.
 const DEFAULT_PROMPT: usize = 128;
@@ -24,6 +25,8 @@ const DEFAULT_GENERATE: usize = 32;
 #[derive(Debug, Serialize)]
 struct Report {
     workload: Workload,
+    /// What computes: threads, or a device and the code it was given.
+    hardware: String,
     /// The better of the samples before and after the work, limit by limit.
     peak: Peak,
     /// The samples: one before the work, and with `--peak` one after it.
@@ -61,25 +64,31 @@ pub(super) fn profile(
     let workload = Workload::new(arguments, context, DEFAULT_PROMPT, DEFAULT_GENERATE)?;
     let ids =
         sample_ids(workload.depth + workload.prompt.max(workload.generate), speech::allowed_ids(&program)?);
-    let placement = placement(arguments, console)?;
     let is_thorough = arguments.has("--peak");
-    let mut peak_samples = vec![peak::measure(&placement, is_thorough)?];
-    console.quiet = true;
-    let mut session = start_session(&program, arguments, console)?;
+    let hardware = hardware(&program, arguments, console)?;
+    // A device's peak is known once it is open; a processor's is measured while nothing else runs.
+    let measure = |hardware: &Hardware| match hardware {
+        Hardware::Processor(placement) => peak::measure(placement, is_thorough).map(Some),
+        Hardware::Device(_) => Ok(None),
+    };
+    let mut peak_samples: Vec<Peak> = measure(&hardware)?.into_iter().collect();
+    let mut session = program.start(&hardware)?;
+    peak_samples.extend(session.device().map(|device| cuda::peak(device.facts())));
     walk(&mut session, &workload, &ids, &mut Stopwatch::new(program.lists()))?;
     let mut stopwatch = Stopwatch::new(program.lists());
     walk(&mut session, &workload, &ids, &mut stopwatch)?;
     if is_thorough {
         // A machine's peak drifts: the work stands between two samples of it.
-        peak_samples.push(peak::measure(&placement, is_thorough)?);
+        peak_samples.extend(measure(&hardware)?);
     }
     let best = peak_samples.iter().cloned().reduce(Peak::best);
-    let peak = best.expect("the peak was measured before the work");
+    let peak = best.expect("the peak was taken before the work");
     let kernels = stopwatch.kernels(&peak);
     let us: f64 = kernels.iter().map(|kernel| kernel.us).sum();
     let steps = stopwatch.steps;
     let step_us = us / steps.max(1) as f64;
-    let report = Report { workload, peak, peak_samples, steps, step_us, kernels };
+    let hardware = session.hardware_text();
+    let report = Report { workload, hardware, peak, peak_samples, steps, step_us, kernels };
     if arguments.has("--json") {
         return print_json(&report, console);
     }
@@ -166,8 +175,8 @@ impl<'a> Stopwatch<'a> {
 }
 
 impl Observer for Stopwatch<'_> {
-    fn after_step(&mut self, list: usize, step: usize) {
-        let now = Instant::now();
+    fn after_step(&mut self, list: usize, step: usize, seconds: Option<f64>) {
+        let seconds = seconds.unwrap_or_else(|| self.last.elapsed().as_secs_f64());
         let list = &self.lists.lists[list];
         let is_head = step >= list.body.len();
         let step = if is_head { &list.head[step - list.body.len()] } else { &list.body[step] };
@@ -176,7 +185,7 @@ impl Observer for Stopwatch<'_> {
         let cost = &step.cost;
         let total = &mut self.totals[step.kernel as usize];
         total.calls += 1;
-        total.seconds += (now - self.last).as_secs_f64();
+        total.seconds += seconds;
         total.bytes +=
             cost.fixed_bytes + cost.bytes_per_row * rows + cost.bytes_per_row_and_position * positions;
         total.operations += cost.operations_per_row * rows + cost.operations_per_row_and_position * positions;
@@ -187,12 +196,12 @@ impl Observer for Stopwatch<'_> {
 fn table(program: &Program, report: &Report, with_peak: bool) -> String {
     let Report { workload, peak, .. } = report;
     let mut text = format!(
-        "{}: a prompt of {} tokens and {} generated, at {} tokens of context, {} threads\n",
+        "{}: a prompt of {} tokens and {} generated, at {} tokens of context, {}\n",
         program.manifest().model.name,
         workload.prompt,
         workload.generate,
         workload.depth,
-        peak.threads
+        report.hardware
     );
     if with_peak {
         let gigabytes = peak.read_bytes_per_s / 1e9;

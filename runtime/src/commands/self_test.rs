@@ -2,7 +2,7 @@
 
 use qwen2c_format::{Diagnostic, SelfTestRecord};
 
-use super::{OpenProgram, placement};
+use super::{OpenProgram, hardware};
 use crate::arguments::Arguments;
 use crate::console::{Console, Failure};
 use crate::program::bytes_text;
@@ -23,8 +23,7 @@ pub(super) fn self_test(
     let Some(record) = &program.manifest().self_test else {
         return console.print("no logits were recorded at build\n");
     };
-    let placement = placement(arguments, console)?;
-    let mut session = program.start_self_test(&placement)?;
+    let mut session = program.start_self_test(&hardware(&program, arguments, console)?)?;
     let mut found = Vec::with_capacity(record.logits.len());
     session.prefill_each(&record.tokens, |_, logits| -> Result<(), Failure> {
         found.extend(record.columns.iter().map(|&column| logits[column as usize]));

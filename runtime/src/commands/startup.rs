@@ -24,6 +24,8 @@ const DEFAULT_PROMPT: usize = 16;
 struct Report {
     prompt: usize,
     threads: usize,
+    /// What computes: threads, or a device and the code it was given.
+    hardware: String,
     startup: Vec<Phase>,
     /// All phases together.
     first_token_us: f64,
@@ -91,7 +93,7 @@ pub(super) fn startup(
     let mut sampler = speech::sampler(&program, arguments, 0)?;
     clock.end("sampler");
     let mut session = start_session(&program, arguments, console)?;
-    clock.end("memory and threads");
+    clock.end(if program.is_for_device() { "device, code and weights" } else { "memory and threads" });
     let asked = arguments.number("-p", 1, session.context()).or_usage()?;
     let prompt = asked.unwrap_or(DEFAULT_PROMPT.min(session.context()));
     let ids = sample_ids(prompt, speech::allowed_ids(&program)?);
@@ -107,6 +109,7 @@ pub(super) fn startup(
     let report = Report {
         prompt,
         threads: session.threads(),
+        hardware: session.hardware_text(),
         first_token_us: clock.phases.iter().map(|phase| phase.us).sum(),
         startup: clock.phases,
         again_us: start.elapsed().as_secs_f64() * 1e6,
@@ -120,7 +123,7 @@ pub(super) fn startup(
 }
 
 fn table(model: &str, weight_bytes: u64, report: &Report) -> String {
-    let mut text = format!("{model}: from exec to the first token, {} threads\n", report.threads);
+    let mut text = format!("{model}: from exec to the first token, {}\n", report.hardware);
     let width = report.startup.iter().map(|phase| phase.name.len()).max().unwrap_or(0).max(24);
     let _ = writeln!(text, "{:<width$} {:>9} {:>12} {:>10}", "phase", "ms", "page faults", "from disk");
     for phase in &report.startup {

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use self::multiply::Multiplication;
 use self::read::READS;
-use crate::execute::{Executor, Job};
+use crate::execute::{Job, ProcessorExecutor};
 use crate::kernel::KernelEntry;
 use crate::memory::Mapping;
 use crate::processor::Placement;
@@ -88,7 +88,7 @@ pub(crate) fn measure(placement: &Placement, thorough: bool) -> Result<Peak, Dia
     let lists = lists(kernels.len(), tiles, buffer_bytes);
     let weights = Arc::new(Mapping::zeroed(0).map_err(|error| Diagnostic::new(error.to_string()))?);
     let arena_bytes = buffer_bytes + result_bytes(tiles);
-    let mut executor = Executor::start(&lists, &kernels, weights, arena_bytes, placement)?;
+    let mut executor = ProcessorExecutor::start(&lists, &kernels, weights, arena_bytes, placement)?;
     let mut seconds = |kernel: usize, repetitions: usize| {
         let job = Job { list: 0, steps: kernel..kernel + 1, rows: tiles as u32, logit_rows: 1 };
         let run = |_| {

@@ -1,4 +1,4 @@
-//! The loop over steps.
+//! The loop over steps, walked by all workers together.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -6,33 +6,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use qwen2c_format::{Diagnostic, StepLists};
 
+use super::{Job, Observer};
 use crate::kernel::{BoundStep, KernelEntry};
 use crate::memory::Mapping;
 use crate::processor::Placement;
 use crate::workers::{Crew, Rendezvous};
-
-/// A run of consecutive steps of one list.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Job {
-    /// Index of the list.
-    pub(crate) list: usize,
-    /// Steps of the list: body first, then head.
-    pub(crate) steps: Range<usize>,
-    /// Rows of the step, 1 to the list's `max_rows`.
-    pub(crate) rows: u32,
-    /// Rows that go through the head, 1 to the list's `max_logit_rows`.
-    pub(crate) logit_rows: u32,
-}
-
-/// Is told when a step is done; `()` is not interested, and costs nothing.
-pub(crate) trait Observer {
-    /// Called by worker 0 behind the barrier that ends a step.
-    fn after_step(&mut self, list: usize, step: usize);
-}
-
-impl Observer for () {
-    fn after_step(&mut self, _list: usize, _step: usize) {}
-}
 
 /// The steps of one list with their pointers.
 struct BoundList {
@@ -70,18 +48,18 @@ impl Machinery {
                 step.compute(rows, tile);
             }
             rendezvous.barrier();
-            observer.after_step(list, index);
+            observer.after_step(list, index, None);
         }
     }
 }
 
 /// Memory and workers of a program, ready to run steps.
-pub(crate) struct Executor {
+pub(crate) struct ProcessorExecutor {
     crew: Crew,
     machinery: Arc<Machinery>,
 }
 
-impl Executor {
+impl ProcessorExecutor {
     /// Reserves the arena, looks up kernels and pointers, and starts the workers.
     ///
     /// # Errors
@@ -207,7 +185,7 @@ mod tests {
     }
 
     /// A list whose steps write to and fro between two rows of cells.
-    fn executor(placement: &Placement, steps: usize) -> Executor {
+    fn executor(placement: &Placement, steps: usize) -> ProcessorExecutor {
         let row =
             |index: usize| Operand { region: Region::Arena, offset: 64 * (index as u64 % 2), bytes: 32 };
         let step = |index: usize| Step {
@@ -233,7 +211,7 @@ mod tests {
         let kernels =
             [KernelEntry { tiles: one_tile_a_cell, body: mix }, KernelEntry { tiles: no_tiles, body: mix }];
         let weights = Arc::new(Mapping::zeroed(0).expect("a page can be mapped"));
-        Executor::start(&lists, &kernels, weights, 128, placement).expect("threads can be started")
+        ProcessorExecutor::start(&lists, &kernels, weights, 128, placement).expect("threads can be started")
     }
 
     fn cells_after(placement: &Placement, jobs: usize, pause: Duration) -> Vec<u32> {
@@ -269,7 +247,7 @@ mod tests {
     fn an_observer_sees_every_step_once_and_in_order() {
         struct Seen(Vec<usize>);
         impl Observer for Seen {
-            fn after_step(&mut self, _list: usize, step: usize) {
+            fn after_step(&mut self, _list: usize, step: usize, _seconds: Option<f64>) {
                 self.0.push(step);
             }
         }

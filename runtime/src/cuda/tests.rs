@@ -1,0 +1,275 @@
+//! Commands on the counting program, on a device that the fake driver finds.
+
+use std::ffi::OsString;
+
+use qwen2c_format::ProgramFile;
+use serde_json::Value;
+
+use super::fake_driver::{self, Fake, FakeDevice, with};
+use crate::console::{Console, Failure};
+use crate::memory::Mapping;
+use crate::testing::{CONTEXT, VOCABULARY, device_program_file, expected_logits, weights};
+use crate::{Hardware, Program, Session, SessionError};
+
+/// How a command ended and what it wrote.
+struct Ended {
+    result: Result<(), Failure>,
+    output: String,
+    errors: String,
+}
+
+impl Ended {
+    fn json(&self) -> Value {
+        assert!(self.result.is_ok(), "{:?}", self.result);
+        serde_json::from_str(&self.output).expect("the output is JSON")
+    }
+
+    /// The message of a failure with exit code 1.
+    fn message(&self) -> String {
+        match &self.result {
+            Err(Failure::Input(diagnostic)) => diagnostic.to_string(),
+            other => panic!("{other:?} with output {:?}", self.output),
+        }
+    }
+
+    fn says(&self, parts: &[&str]) {
+        let message = self.message();
+        for part in parts {
+            assert!(message.contains(part), "`{part}` is not in: {message}");
+        }
+    }
+}
+
+fn program(file: ProgramFile) -> Program {
+    let mapping = Mapping::zeroed(weights().len() as u64).expect("a page can be mapped");
+    let numbers: Vec<u32> = weights()
+        .chunks_exact(4)
+        .map(|bytes| u32::from_le_bytes(bytes.try_into().expect("4 bytes")))
+        .collect();
+    mapping.write_integers(0, numbers.into_iter()).expect("they fit");
+    Program::from_parts(file, &[], mapping).expect("the parts fit").with_driver(fake_driver::open)
+}
+
+fn run_on(file: &ProgramFile, arguments: &[&str]) -> Ended {
+    let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
+    let (mut output, mut errors) = (Vec::new(), Vec::new());
+    let mut console = Console {
+        input: &mut &b"xa"[..],
+        input_is_terminal: false,
+        output: &mut output,
+        errors: &mut errors,
+        quiet: false,
+    };
+    let read = || Ok(program(file.clone()));
+    let result = crate::commands::execute("program", &arguments, &read, &mut console);
+    let text = |bytes| String::from_utf8(bytes).expect("output is text");
+    let ended = Ended { result, output: text(output), errors: text(errors) };
+    with(|fake| assert!(fake.alive.is_empty(), "{:?} left behind", fake.alive));
+    ended
+}
+
+fn run(arguments: &[&str]) -> Ended {
+    run_on(&device_program_file(), arguments)
+}
+
+fn session() -> Session {
+    program(device_program_file()).start(&Hardware::Device(0)).expect("it can be started")
+}
+
+fn prompt(tokens: usize) -> Vec<u32> {
+    (0..tokens as u32).map(|index| (index * 37 + 11) % VOCABULARY as u32).collect()
+}
+
+#[test]
+fn logits_are_those_of_the_whole_prompt_in_any_chunks() {
+    for tokens in [1, 2, 5, 8, 9, 16, 33, CONTEXT] {
+        let prompt = prompt(tokens);
+        for rows in [1, 2, 3, 8] {
+            let mut session = session();
+            session.limit_prompt_rows(rows);
+            let logits = session.prefill(&prompt).expect("it fits");
+            assert_eq!(logits, expected_logits(&prompt), "{tokens} tokens, {rows} rows");
+        }
+    }
+}
+
+#[test]
+fn every_row_has_its_logits() {
+    let prompt = prompt(20);
+    let mut rows = 0;
+    let each = |row: usize, logits: &[f32]| {
+        assert_eq!(logits, expected_logits(&prompt[..=row]), "row {row}");
+        rows += 1;
+        Ok::<(), SessionError>(())
+    };
+    session().prefill_each(&prompt, each).expect("it fits");
+    assert_eq!(rows, 20);
+}
+
+#[test]
+fn a_generated_token_is_one_graph_with_an_id_and_a_position() {
+    let mut session = session();
+    let mut tokens = prompt(9);
+    session.prefill(&tokens).expect("it fits");
+    // The first token also sets which row goes through the head.
+    tokens.push(4);
+    session.decode(4).expect("it fits");
+    with(|fake| fake.calls.clear());
+    for token in [7, 259, 0] {
+        tokens.push(token);
+        assert_eq!(session.decode(token).expect("it fits"), expected_logits(&tokens));
+    }
+    with(|fake| {
+        let each = ["cuMemcpyHtoDAsync_v2", "cuMemcpyHtoDAsync_v2", "cuGraphLaunch", "cuMemcpyDtoHAsync_v2"];
+        let each = [&each[..], &["cuStreamSynchronize"]].concat();
+        assert_eq!(fake.calls, each.repeat(3));
+    });
+    session.rewind(2);
+    let expected = expected_logits(&[tokens[0], tokens[1], 9, 9]);
+    assert_eq!(session.prefill(&[9, 9]).expect("it fits"), expected);
+}
+
+#[test]
+fn commands_work_as_on_the_processor() {
+    assert_eq!(run(&["run", "--raw", "-p", "xa", "-n", "3"]).output, "bcd\n");
+    assert_eq!(run(&["run", "--tokens", "252", "--print-tokens"]).output, "253,254,255\n");
+    assert_eq!(run(&["chat", "-n", "2"]).output, ";<\n");
+    assert!(run(&["self-test"]).output.contains("24 logits agree"));
+    let report = run(&["bench", "-p", "6", "-n", "4", "-r", "2", "--json"]).json();
+    assert_eq!(report["results"][1]["test"], "tg4");
+    assert_eq!(
+        (&report["threads"], &report["device"]),
+        (&1.into(), &"Fake A100 (sm_80), cubin for sm_80".into())
+    );
+    assert!(
+        run(&["bench", "-p", "6", "-n", "0", "-r", "1"])
+            .output
+            .contains("on sm_80, Fake A100 (sm_80), cubin")
+    );
+    let startup = run(&["profile", "--startup", "-p", "5"]).output;
+    assert!(startup.contains("device, code and weights") && startup.contains("Fake A100"), "{startup}");
+}
+
+#[test]
+fn profile_measures_by_events_and_compares_with_the_data_sheet() {
+    let report = run(&["profile", "-p", "10", "-n", "2", "--json"]).json();
+    let kernels = report["kernels"].as_array().expect("an array");
+    let of = |name: &str| kernels.iter().find(|kernel| kernel["name"] == name).expect("was called");
+    // Every step takes a quarter of a millisecond; two chunks and two tokens.
+    assert_eq!((&of("write_cache")["calls"], &of("write_cache")["us"]), (&4.into(), &1000.0.into()));
+    assert_eq!(of("write_cache")["bytes"], 100 * 4 + 10 * 12 + (1..=10).sum::<u64>() + 1 + 2);
+    assert_eq!(report["peak"]["read_bytes_per_s"], 2.0 * 1.215e9 * 5120.0 / 8.0);
+    let text = run(&["profile", "--peak", "-p", "4", "-n", "1"]).output;
+    assert!(text.contains("peak: 1555.2 GB/s read (by clock and width, not measured)"), "{text}");
+    with(|fake| assert!(fake.count("cuEventElapsedTime") > 0));
+}
+
+#[test]
+fn flags_of_the_other_kind_are_answered() {
+    let ended = run(&["run", "--tokens", "1", "-n", "1", "--threads", "4"]);
+    assert!(ended.errors.contains("`--threads` changes nothing"), "{}", ended.errors);
+    let second = FakeDevice { name: c"Fake H100", capability: (9, 0), free_bytes: 1 << 30 };
+    with(|fake| fake.devices.push(second));
+    let ended = run(&["bench", "--device", "1", "-p", "0", "-n", "1", "-r", "1", "--json"]);
+    assert_eq!(ended.json()["device"], "Fake H100 (sm_90), PTX for sm_80");
+    run(&["run", "-p", "a", "--device", "2"]).says(&[
+        "there is no GPU 2",
+        "found: 0: Fake A100, 1: Fake H100",
+        "needed: `--device 0` to `1`",
+        "help: ",
+    ]);
+    assert!(matches!(run(&["run", "-p", "a", "--device", "x"]).result, Err(Failure::Usage(_))));
+}
+
+#[test]
+fn what_needs_no_device_works_without_one() {
+    with(|fake| fake.devices.clear());
+    let info = run(&["info", "--verify", "--json"]).json();
+    assert_eq!(info["target"], "sm_80");
+    assert_eq!(info["images"][0], serde_json::json!({"architecture": "sm_80", "kind": "PTX", "bytes": 39}));
+    assert!(run(&["info"]).output.contains("cubin for sm_80, 16 bytes"));
+    assert!(run(&["--help"]).result.is_ok());
+    with(|fake| assert_eq!(fake.calls, [""; 0]));
+    for arguments in [&["run", "-p", "a"][..], &["chat"], &["bench"], &["profile"], &["self-test"]] {
+        run(arguments).says(&["the CUDA driver finds none", "CUDA 12.4, no device", "`--target native`"]);
+    }
+}
+
+#[test]
+fn old_drivers_and_devices_are_named() {
+    with(|fake| fake.version = 12000);
+    let mut file = device_program_file();
+    file.device_code.images.truncate(1);
+    run_on(&file, &["run", "-p", "a"]).says(&["CUDA 12.0", "CUDA 12.1 or newer, for PTX 8.1", "update"]);
+    // The cubin does not care.
+    assert!(run(&["run", "--tokens", "1", "-n", "1"]).result.is_ok());
+    with(|fake| fake.version = 11040);
+    run(&["run", "-p", "a"]).says(&["too old", "CUDA 11.4", "CUDA 12.0"]);
+    with(|fake| {
+        *fake = Fake::new();
+        fake.devices[0].capability = (7, 5);
+    });
+    run(&["run", "-p", "a"]).says(&["device 0: Fake A100 (sm_75)", "sm_80 or newer"]);
+}
+
+#[test]
+fn memory_that_is_not_free_is_said_before_anything_is_loaded() {
+    with(|fake| fake.devices[0].free_bytes = 10_000);
+    run(&["run", "-p", "a"]).says(&["10000 bytes", "16512 bytes", "128 bytes of weights", "`nvidia-smi`"]);
+    with(|fake| {
+        assert_eq!(fake.count("cuModuleLoadDataEx") + fake.count("cuMemAlloc_v2"), 0);
+        *fake = Fake::new();
+        fake.failing = Some(("cuMemAlloc_v2", 1, 2));
+    });
+    run(&["run", "-p", "a"]).says(&[
+        "could not reserve 128 bytes for the weights",
+        "CUDA_ERROR_OUT_OF_MEMORY (2)",
+        "--context",
+    ]);
+}
+
+#[test]
+fn ptx_stands_in_for_a_cubin_that_is_refused() {
+    with(|fake| fake.refused_image = Some((b"\x7fELF", c"")));
+    let ended = run(&["bench", "-p", "1", "-n", "0", "-r", "1", "--json"]);
+    assert_eq!(ended.json()["device"], "Fake A100 (sm_80), PTX for sm_80");
+    with(|fake| assert!(fake.images[0].starts_with(b"// counting\n.version")));
+    // What the compiler says is shown, and the cubin before it is not forgotten.
+    with(|fake| fake.refused_image = Some((b"", c"ptxas fatal: line 7\n\nno such register\n")));
+    run(&["run", "-p", "a"]).says(&[
+        "could not load the program's code (PTX for sm_80)",
+        "CUDA_ERROR_INVALID_PTX (218)",
+        "cause: ptxas fatal: line 7\n  cause: no such register",
+        "before that, the CUDA driver could not load the program's code (cubin for sm_80)",
+    ]);
+}
+
+#[test]
+fn a_device_lost_in_the_middle_ends_with_the_steps_name() {
+    let lost = |name, after| with(|fake| fake.failing = Some((name, fake.count(name) + after, 46)));
+    let name = "CUDA_ERROR_DEVICE_UNAVAILABLE (46)";
+    // Two chunks of five launches, of which the last step has two.
+    lost("cuLaunchKernel", 9);
+    run(&["run", "--raw", "-p", "xaxaxaxaxa"]).says(&[
+        "could not start kernel `logits`",
+        name,
+        "--> step 3 of `prefill`, kernel `logits`",
+        "help: look at `nvidia-smi`",
+    ]);
+    lost("cuGraphLaunch", 2);
+    let ended = run(&["run", "--raw", "-p", "xa"]);
+    assert_eq!(ended.output, "bcd");
+    ended.says(&["step 0 of `decode`, kernel `write_cache`, to step 3 of `decode`, kernel `logits`", name]);
+    let mut session = session();
+    lost("cuStreamSynchronize", 0);
+    let error = session.prefill(&[1, 2]).expect_err("the device is lost");
+    assert!(error.to_string().contains("could not finish the work"), "{error}");
+    assert_eq!(session.position(), 0);
+}
+
+#[test]
+fn entry_points_that_are_missing_are_named() {
+    let mut file = device_program_file();
+    "gather2".clone_into(&mut file.lists.kernels[2].launches[0].symbol);
+    run_on(&file, &["run", "-p", "a"]).says(&["the entry point `gather2`", "CUDA_ERROR_NOT_FOUND"]);
+}
