@@ -14,6 +14,7 @@ pub mod execute;
 pub mod fault;
 pub mod memory;
 pub mod ptx;
+mod races;
 
 pub use counts::Counts;
 pub use execute::{LaunchShape, Schedule, launch};

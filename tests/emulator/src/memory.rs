@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::races::Shadow;
+
 /// Lowest address that is handed out. Its high bits tell it from offsets, sizes and host pointers.
 const FIRST_ADDRESS: u64 = 0x0007_1000_0000_0000;
 /// Alignment of every allocation, as the driver's.
@@ -19,6 +21,8 @@ pub struct Memory {
     capacity_bytes: u64,
     used_bytes: u64,
     next_address: u64,
+    /// Number of the launch that runs.
+    pub(crate) generation: u32,
 }
 
 /// One allocation with what is known of its bytes.
@@ -28,6 +32,8 @@ pub(crate) struct Allocation {
     pub(crate) bytes: Vec<u8>,
     /// One bit per byte, 16 bytes to a word: whether it was ever written.
     pub(crate) initialised: Vec<u16>,
+    /// Who accessed its bytes in the launch that runs.
+    pub(crate) shadow: Shadow,
 }
 
 /// An access from the host that hits no allocation, or more than one.
@@ -51,7 +57,13 @@ impl Memory {
     /// Memory of a device that claims to have `capacity_bytes`; host memory is taken only as it is touched.
     #[must_use]
     pub fn new(capacity_bytes: u64) -> Memory {
-        Memory { allocations: Vec::new(), capacity_bytes, used_bytes: 0, next_address: FIRST_ADDRESS }
+        Memory {
+            allocations: Vec::new(),
+            capacity_bytes,
+            used_bytes: 0,
+            next_address: FIRST_ADDRESS,
+            generation: 0,
+        }
     }
 
     /// Bytes the device claims to have.
@@ -99,8 +111,7 @@ impl Memory {
         let address = self.next_address;
         self.next_address = (address + rounded + GAP_BYTES).next_multiple_of(GAP_BYTES);
         self.used_bytes += rounded;
-        let initialised = vec![0; length.div_ceil(16)];
-        self.allocations.push(Allocation { address, bytes: vec![0; length], initialised });
+        self.allocations.push(Allocation::new(address, length));
         Some(address)
     }
 
@@ -170,6 +181,12 @@ impl Memory {
 }
 
 impl Allocation {
+    /// `length` bytes that nobody wrote.
+    pub(crate) fn new(address: u64, length: usize) -> Allocation {
+        let initialised = vec![0; length.div_ceil(16)];
+        Allocation { address, bytes: vec![0; length], initialised, shadow: Shadow::default() }
+    }
+
     /// Notes that `bytes` bytes from `start` on were written.
     pub(crate) fn initialise(&mut self, start: usize, bytes: usize) {
         let end = start + bytes;

@@ -107,6 +107,7 @@ impl Turn<'_, '_> {
             self.note_traffic(space, deed, &addresses, mask, length);
             for lane in lanes_of(mask) {
                 let start = self.check(space, deed, order, lane, addresses[lane], length)?;
+                self.synchronise(space, lane, addresses[lane], order, deed);
                 let mut buffer = [0; WIDEST_BYTES];
                 buffer[..length].copy_from_slice(&self.bytes(space, start)[..length]);
                 self.put(kind, to, lane, &buffer);
@@ -130,6 +131,7 @@ impl Turn<'_, '_> {
             self.note_traffic(space, Deed::Write, &addresses, mask, length);
             for lane in lanes_of(mask) {
                 let start = self.check(space, Deed::Write, order, lane, addresses[lane], length)?;
+                self.synchronise(space, lane, addresses[lane], order, Deed::Write);
                 let buffer = self.take(kind, from, lane);
                 self.bytes_mut(space, start)[..length].copy_from_slice(&buffer[..length]);
                 self.note_written(space, start, length);
@@ -241,7 +243,7 @@ impl Turn<'_, '_> {
             return trouble(lane, what);
         }
         match space {
-            Space::Shared => self.check_shared(deed, lane, address, length),
+            Space::Shared => self.check_shared(deed, order, lane, address, length),
             Space::Local => self.check_local(deed, lane, address, length),
             _ => self.check_global(deed, order, lane, address, length),
         }
@@ -255,7 +257,6 @@ impl Turn<'_, '_> {
         address: u64,
         length: usize,
     ) -> Outcome<usize> {
-        let _ = order;
         let is_in = |allocation: &Allocation| {
             let start = address.wrapping_sub(allocation.address);
             start.checked_add(length as u64).is_some_and(|end| end <= allocation.bytes.len() as u64)
@@ -277,10 +278,18 @@ impl Turn<'_, '_> {
             let what = format!("{} {length} bytes at {address:#x}, which nobody wrote", verb(deed));
             return trouble(lane, what);
         }
+        self.touch(Space::Global, deed, order, lane, start, length)?;
         Ok(start)
     }
 
-    fn check_shared(&mut self, deed: Deed, lane: usize, address: u64, length: usize) -> Outcome<usize> {
+    fn check_shared(
+        &mut self,
+        deed: Deed,
+        order: Order,
+        lane: usize,
+        address: u64,
+        length: usize,
+    ) -> Outcome<usize> {
         let shared = &self.state.shared;
         let start = address.wrapping_sub(shared.address);
         let end = start.checked_add(length as u64);
@@ -306,6 +315,7 @@ impl Turn<'_, '_> {
                 format!("{} {length} bytes of shared memory at {address:#x}, which nobody wrote", verb(deed));
             return trouble(lane, what);
         }
+        self.touch(Space::Shared, deed, order, lane, start, length)?;
         Ok(start)
     }
 
@@ -355,6 +365,11 @@ fn outside(deed: Deed, address: u64, length: usize, near: Option<&Allocation>) -
 }
 
 /// Whether one of the bits from `start` on is set, 16 to a word.
-pub(crate) fn any_set(words: &[u16], start: usize, length: usize) -> bool {
-    (start..start + length).step_by(1).any(|at| words[at / 16] >> (at % 16) & 1 == 1)
+fn any_set(words: &[u16], start: usize, length: usize) -> bool {
+    let bit = start % 16;
+    if bit + length <= 16 {
+        let mask = (((1u32 << length) - 1) << bit) as u16;
+        return words[start / 16] & mask != 0;
+    }
+    (start..start + length).any(|at| words[at / 16] >> (at % 16) & 1 == 1)
 }

@@ -137,6 +137,7 @@ impl Turn<'_, '_> {
             for at in copy.to..copy.to + copy.bytes {
                 self.state.in_flight[at / 16] &= !(1 << (at % 16));
             }
+            self.touch(Space::Shared, Deed::Write, Order::Weak, lane, copy.to, copy.bytes)?;
             self.bytes_mut(Space::Shared, copy.to)[..copy.bytes].copy_from_slice(&copy.content[..copy.bytes]);
             self.note_written(Space::Shared, copy.to, copy.bytes);
         }

@@ -23,6 +23,7 @@ impl Turn<'_, '_> {
             }
             for lane in lanes_of(mask) {
                 let start = self.check(space, Deed::Modify, atomic.order, lane, addresses[lane], length)?;
+                self.synchronise(space, lane, addresses[lane], atomic.order, Deed::Modify);
                 let mut word = [0; 8];
                 word[..length].copy_from_slice(&self.bytes(space, start)[..length]);
                 let old = u64::from_le_bytes(word);

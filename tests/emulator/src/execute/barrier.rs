@@ -3,6 +3,8 @@
 //! All live lanes of a warp arrive together, and all threads of a block at the same instruction; hardware counts
 //! warps and forgives more, until it hangs or goes on too early.
 
+use std::rc::Rc;
+
 use super::block::{BARRIERS, BlockState};
 use super::registers::{LANES, lanes_of};
 use super::trouble::{Outcome, trouble};
@@ -10,6 +12,7 @@ use super::turn::{Next, Turn};
 use super::warps::Warp;
 use crate::ptx::decode::barrier::{Barrier, Reduction};
 use crate::ptx::registers::Slot;
+use crate::races::Knowledge;
 
 /// A barrier of a block.
 #[derive(Debug, Default)]
@@ -23,20 +26,24 @@ pub(crate) struct BlockBarrier {
     /// Threads that came with a predicate that holds.
     holding: u32,
     waiting: Vec<usize>,
+    /// What those that came know.
+    told: Knowledge,
 }
 
 /// A warp that a barrier let go, with what the barrier found.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Woken {
     pub(crate) warp: usize,
     arrived: u32,
     holding: u32,
+    told: Rc<Knowledge>,
 }
 
 impl Warp {
     /// Goes on behind a barrier.
-    pub(crate) fn wake(&mut self, woken: Woken) {
+    pub(crate) fn wake(&mut self, woken: &Woken) {
         self.waits_at = None;
+        self.order.learn(self.live, &woken.told);
         let Some((reduction, to)) = self.wants.take() else { return };
         self.registers.active = self.live;
         match reduction {
@@ -58,19 +65,25 @@ impl BlockState {
         }
         let barrier = std::mem::take(barrier);
         let (arrived, holding) = (barrier.arrived, barrier.holding);
-        self.woken.extend(barrier.waiting.into_iter().map(|warp| Woken { warp, arrived, holding }));
+        let told = Rc::new(barrier.told);
+        let wake = |warp| Woken { warp, arrived, holding, told: Rc::clone(&told) };
+        self.woken.extend(barrier.waiting.into_iter().map(wake));
     }
 }
 
 impl Turn<'_, '_> {
     pub(crate) fn barrier(&mut self, barrier: &Barrier) -> Outcome<Next> {
         match barrier {
-            Barrier::Fence(_) => Ok(Next::Yield),
+            Barrier::Fence(scope) => {
+                self.fence(*scope);
+                Ok(Next::Yield)
+            }
             Barrier::Warp { mask } => {
-                self.converged(*mask, "`bar.warp.sync`")?;
+                let lanes = self.converged(*mask, "`bar.warp.sync`")?;
+                self.join_lanes(lanes);
                 Ok(Next::Accessed)
             }
-            Barrier::Block { number, threads, waits, reduction, .. } => {
+            Barrier::Block { number, threads, waits, reduction } => {
                 let number = self.uniform(*number, "the number of a barrier")?;
                 let expected = match threads {
                     Some(slot) => Some(self.uniform(*slot, "the number of threads at a barrier")?),
@@ -129,6 +142,10 @@ impl Turn<'_, '_> {
             );
             return trouble(lane, what);
         }
+        let mut told = std::mem::take(&mut barrier.told);
+        self.warp.order.tell(active, self.warp.number, self.state, &mut told);
+        let barrier = &mut self.state.barriers[number];
+        barrier.told = told;
         barrier.arrived += threads;
         barrier.holding += holding;
         if expected.is_some_and(|expected| barrier.arrived > expected) {

@@ -3,6 +3,7 @@
 use super::barrier::{BlockBarrier, Woken};
 use super::warps::Warp;
 use crate::memory::Allocation;
+use crate::races::Variables;
 
 /// Barriers of a block.
 pub(crate) const BARRIERS: usize = 16;
@@ -18,7 +19,9 @@ pub(crate) struct Block {
 #[derive(Debug)]
 pub(crate) struct BlockState {
     /// Number in the grid.
-    pub(crate) number: u64,
+    pub(crate) number: u32,
+    /// Threads of a block.
+    pub(crate) threads: usize,
     pub(crate) coordinates: [u32; 3],
     pub(crate) shared: Allocation,
     /// Bytes of shared memory that an asynchronous copy is on its way to, as bits like `initialised`.
@@ -26,6 +29,8 @@ pub(crate) struct BlockState {
     pub(crate) barriers: [BlockBarrier; BARRIERS],
     /// Threads that have not exited.
     pub(crate) live_threads: u32,
+    /// What is released through shared memory.
+    pub(crate) variables: Variables,
     /// Warps that were woken and not yet put in line.
     pub(crate) woken: Vec<Woken>,
 }

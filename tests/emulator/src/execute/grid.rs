@@ -12,8 +12,12 @@ use super::turn::{After, Turn};
 use super::warps::Warp;
 use super::{LaunchShape, Schedule};
 use crate::memory::Allocation;
+use crate::ptx::decode::Operation;
+use crate::ptx::decode::barrier::Barrier;
+use crate::ptx::decode::memory::{Access, Order, Scope};
 use crate::ptx::registers::Special;
 use crate::ptx::resolver::SHARED_BASE;
+use crate::races::Variables;
 use crate::{Counts, Entry, Fault, Memory};
 
 /// Blocks that are resident at the same time, unless they wait for more.
@@ -41,6 +45,10 @@ pub(crate) struct Machine<'launch> {
     pub(crate) recent: usize,
     /// Instructions since something other than polling happened.
     pub(crate) idle: u64,
+    /// What is released through global memory.
+    pub(crate) variables: Variables,
+    /// Whether the kernel has anything that orders blocks.
+    pub(crate) blocks_synchronise: bool,
     fresh: Registers,
     spare: Vec<Registers>,
 }
@@ -73,6 +81,7 @@ impl<'launch> Grid<'launch> {
             pending.swap(at, other);
         }
         let fresh = Registers::new(&entry.layout);
+        memory.generation += 1;
         let machine = Machine {
             entry,
             shape,
@@ -82,6 +91,8 @@ impl<'launch> Grid<'launch> {
             random,
             recent: 0,
             idle: 0,
+            variables: Variables::default(),
+            blocks_synchronise: synchronises_blocks(entry),
             fresh,
             spare: Vec::new(),
         };
@@ -113,13 +124,13 @@ impl<'launch> Grid<'launch> {
     fn turn(&mut self, place: usize, number: usize) -> Result<(), Fault> {
         let Some(block) = &mut self.blocks[place] else { return Ok(()) };
         let Block { warps, state } = block;
-        let after = Turn { machine: &mut self.machine, state, warp: &mut warps[number] }.run()?;
+        let after = Turn { machine: &mut self.machine, state, warp: &mut warps[number], line: 0 }.run()?;
         match after {
             After::Ready => self.ready.push((place, number)),
             After::Waiting | After::Ended => {}
         }
         for woken in state.woken.drain(..) {
-            warps[woken.warp].wake(woken);
+            warps[woken.warp].wake(&woken);
             self.ready.push((place, woken.warp));
         }
         if state.live_threads == 0 {
@@ -211,6 +222,20 @@ pub(crate) fn coordinates(at: u64, extents: [u32; 3]) -> [u32; 3] {
     [(at % width) as u32, (at / width % height) as u32, (at / (width * height)) as u32]
 }
 
+/// Whether an instruction of the entry can make an order between blocks.
+fn synchronises_blocks(entry: &Entry) -> bool {
+    entry.code.iter().any(|instruction| match &instruction.operation {
+        Operation::Memory(Access::Load { order, .. } | Access::Store { order, .. }) => orders(*order),
+        Operation::Atomic(atomic) => orders(atomic.order),
+        Operation::Barrier(Barrier::Fence(scope)) => *scope == Scope::Device,
+        _ => false,
+    })
+}
+
+fn orders(order: Order) -> bool {
+    matches!(order, Order::Acquire(_) | Order::Release(_) | Order::AcquireRelease(_))
+}
+
 /// Blocks that the device holds at the same time.
 fn most_resident(entry: &Entry, shape: &LaunchShape) -> usize {
     let threads: u32 = shape.block.iter().product::<u32>().next_multiple_of(LANES as u32);
@@ -229,14 +254,15 @@ impl Machine<'_> {
         let coordinates = coordinates(u64::from(number), self.shape.grid);
         let shared_end = self.entry.dynamic_shared_base + u64::from(self.shape.shared_bytes);
         let bytes = (shared_end - SHARED_BASE) as usize;
-        let words = bytes.div_ceil(16);
         let state = BlockState {
-            number: u64::from(number),
+            number,
+            threads: threads as usize,
             coordinates,
-            shared: Allocation { address: SHARED_BASE, bytes: vec![0; bytes], initialised: vec![0; words] },
-            in_flight: vec![0; words],
+            shared: Allocation::new(SHARED_BASE, bytes),
+            in_flight: vec![0; bytes.div_ceil(16)],
             barriers: std::array::from_fn(|_| BlockBarrier::default()),
             live_threads: threads,
+            variables: Variables::default(),
             woken: Vec::new(),
         };
         let warps = (0..(threads as usize).div_ceil(LANES)).map(|warp| {

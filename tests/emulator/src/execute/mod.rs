@@ -17,6 +17,7 @@ mod integer;
 mod matrix;
 mod motion;
 mod numbers;
+mod order;
 mod random;
 mod registers;
 mod traffic;

@@ -43,6 +43,8 @@ pub(crate) struct Turn<'turn, 'launch> {
     pub(crate) machine: &'turn mut Machine<'launch>,
     pub(crate) state: &'turn mut BlockState,
     pub(crate) warp: &'turn mut Warp,
+    /// Line of the instruction that executes.
+    pub(crate) line: u32,
 }
 
 impl Turn<'_, '_> {
@@ -54,6 +56,7 @@ impl Turn<'_, '_> {
         loop {
             let Some(frame) = self.warp.current() else { return Ok(After::Ended) };
             let instruction = &entry.code[frame.at as usize];
+            self.line = instruction.line;
             self.warp.registers.active = frame.lanes;
             let mut active = frame.lanes;
             if let Some(guard) = instruction.guard {

@@ -4,6 +4,7 @@
 //! top one runs until it arrives where it is to meet the others.
 
 use super::asynchronous::Copies;
+use super::order::WarpOrder;
 use super::registers::{LANES, Registers};
 use crate::ptx::NOWHERE;
 use crate::ptx::decode::barrier::Reduction;
@@ -37,7 +38,7 @@ pub(crate) struct Warp {
     /// Local memory of all lanes, one behind the other, and which bytes of it were written.
     pub(crate) local: Vec<u8>,
     pub(crate) local_written: Vec<bool>,
-    pub(crate) instructions: u64,
+    pub(crate) order: WarpOrder,
 }
 
 impl Warp {
@@ -54,7 +55,7 @@ impl Warp {
             copies: std::array::from_fn(|_| Copies::default()),
             local: vec![0; local_bytes * LANES],
             local_written: vec![false; local_bytes * LANES],
-            instructions: 0,
+            order: WarpOrder::default(),
         }
     }
 

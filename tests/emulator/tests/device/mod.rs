@@ -1,6 +1,8 @@
 //! What the tests need to run kernels: uploads, launches, random numbers, fixtures.
 #![allow(dead_code, reason = "not every test needs all of it")]
 
+pub(crate) mod product;
+
 use qwen2c_emulator::{Counts, Fault, LaunchShape, Memory, Module, Schedule, launch};
 
 /// The kernels of `kernels/kernels.cu`.
@@ -90,6 +92,18 @@ pub(crate) fn kernel(outside: &str, body: &str) -> String {
          .reg .b32 %r<64>;\n.reg .b32 %f<64>;\n.reg .b16 %h<16>;\n.reg .b64 %d<32>;\n.reg .pred %p<16>;\n\
          ld.param.b64 %d0, [p];\nmov.u32 %r0, %tid.x;\n{body}\nret;\n}}\n"
     )
+}
+
+/// `%d1` points at the word of the thread, `%r1` at that in shared memory `s`.
+const PLACES: &str = "mul.wide.u32 %d1, %r0, 4; add.s64 %d1, %d1, %d0; shl.b32 %r1, %r0, 2; mov.b32 %r2, s; \
+                      add.s32 %r1, %r1, %r2;";
+
+/// 4 KiB of shared memory called `s`.
+pub(crate) const SHARED: &str = ".shared .align 16 .b8 s[4096];";
+
+/// A kernel with shared memory `s`; `%d1` points at the word of the thread, `%r1` at that in `s`.
+pub(crate) fn with_shared(body: &str) -> String {
+    kernel(SHARED, &format!("{PLACES}\n{body}"))
 }
 
 /// Runs `body` with `threads` threads of one block on words at the pointer; the words after it.

@@ -22,8 +22,6 @@ pub(crate) enum Barrier {
         number: Slot,
         threads: Option<Slot>,
         waits: bool,
-        /// All lanes of a warp come together.
-        aligned: bool,
         reduction: Option<(Reduction, Slot, Predicate)>,
     },
     /// Lanes of the mask wait for each other.
@@ -65,9 +63,9 @@ fn block(opcode: &str, form: &mut Form<'_, '_, '_, '_>) -> Result<Barrier, Refus
         return Ok(Barrier::Warp { mask: form.source(0, Type::B32)? });
     }
     form.modifiers.take("cta");
-    let aligned = form.modifiers.take("aligned") || opcode == "bar";
+    form.modifiers.take("aligned");
     match form.modifiers.take_one(&["sync", "arrive", "red"]) {
-        Some("red") => reduce(form, aligned),
+        Some("red") => reduce(form),
         Some(name) => {
             let waits = name == "sync";
             if !(1..=2).contains(&form.operands.len()) || (!waits && form.operands.len() != 2) {
@@ -75,13 +73,13 @@ fn block(opcode: &str, form: &mut Form<'_, '_, '_, '_>) -> Result<Barrier, Refus
             }
             let number = form.source(0, Type::B32)?;
             let threads = if form.operands.len() == 2 { Some(form.source(1, Type::B32)?) } else { None };
-            Ok(Barrier::Block { number, threads, waits, aligned, reduction: None })
+            Ok(Barrier::Block { number, threads, waits, reduction: None })
         }
         None => Err("a form of barrier that is not known".to_owned()),
     }
 }
 
-fn reduce(form: &mut Form<'_, '_, '_, '_>, aligned: bool) -> Result<Barrier, Refusal> {
+fn reduce(form: &mut Form<'_, '_, '_, '_>) -> Result<Barrier, Refusal> {
     let (reduction, result) = match form.modifiers.take_one(&["popc", "and", "or"]) {
         Some("popc") => (Reduction::Count, Type::U32),
         Some("and") => (Reduction::All, Type::Pred),
@@ -95,5 +93,5 @@ fn reduce(form: &mut Form<'_, '_, '_, '_>, aligned: bool) -> Result<Barrier, Ref
     let number = form.source(1, Type::B32)?;
     let threads = if form.operands.len() == 4 { Some(form.source(2, Type::B32)?) } else { None };
     let by = form.resolver.predicate(&form.operands[form.operands.len() - 1])?;
-    Ok(Barrier::Block { number, threads, waits: true, aligned, reduction: Some((reduction, to, by)) })
+    Ok(Barrier::Block { number, threads, waits: true, reduction: Some((reduction, to, by)) })
 }
