@@ -25,9 +25,7 @@ use crate::emit::EmittedText;
 use crate::failure::Failure;
 use crate::link::link;
 use crate::output::Output;
-use crate::program::{
-    ManifestParts, SLOTS, device_code, manifest, manifest_text, step_lists, weight_entry,
-};
+use crate::program::{ManifestParts, SLOTS, device_code, manifest, manifest_text, step_lists, weight_entry};
 use crate::progress::{Download, Progress};
 use crate::ptxas;
 use crate::quant::Quant;

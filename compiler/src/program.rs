@@ -4,8 +4,8 @@
 
 use qwen2c_checkpoint::{ModelDescription, parameter_count};
 use qwen2c_format::{
-    DeviceCode, DeviceImage, ImageKind, InputOffsets, KernelInfo, Launch, Manifest, ModelSummary, Operand, PassRecord, Region, RowAxis, SelfTestRecord,
-    Step, StepCost, StepList, StepLists, WeightEntry,
+    DeviceCode, DeviceImage, ImageKind, InputOffsets, KernelInfo, Launch, Manifest, ModelSummary, Operand,
+    PassRecord, Region, RowAxis, SelfTestRecord, Step, StepCost, StepList, StepLists, WeightEntry,
 };
 use qwen2c_graph::passes::PassReport;
 use qwen2c_graph::plan::{self, PlacedWeight, Plan, PlannedList, PlannedOperand, PlannedStep};

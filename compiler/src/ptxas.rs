@@ -32,7 +32,8 @@ pub(crate) fn assemble(assembler: &Path, image: &DeviceImage) -> Result<DeviceIm
         .tempdir()
         .map_err(|error| Failure::file("create a directory to assemble in", &std::env::temp_dir(), &error))?;
     let ptx = directory.path().join("kernels.ptx");
-    fs::write(&ptx, &image.bytes).map_err(|error| Failure::file("write what is to be assembled", &ptx, &error))?;
+    fs::write(&ptx, &image.bytes)
+        .map_err(|error| Failure::file("write what is to be assembled", &ptx, &error))?;
     // Names are relative: the output must not depend on where it was made.
     let assembler_path = fs::canonicalize(assembler).map_err(|error| cannot_start(assembler, &error))?;
     let output = Command::new(assembler_path)

@@ -183,9 +183,7 @@ fn parse_target(names: &[String]) -> Result<AnyTarget, Failure> {
             TargetError::MachineTooOld { .. } => {
                 Failure::Input(diagnostic.help("name a target that the program is to run on"))
             }
-            TargetError::Mixed { .. } => {
-                Failure::Usage(diagnostic.help("build one program for each target"))
-            }
+            TargetError::Mixed { .. } => Failure::Usage(diagnostic.help("build one program for each target")),
             TargetError::Unknown { .. } | TargetError::UnknownFeature { .. } => {
                 let names: Vec<&str> = known_targets().iter().map(|(name, _)| *name).collect();
                 Failure::Usage(diagnostic.needed(format!("one of {}", names.join(", "))))

@@ -223,6 +223,9 @@ mod tests {
             Err("unknown target `x86-64-v5`; did you mean `x86-64-v3`?".to_owned())
         );
         assert_eq!(name_of(&["riscv"]), Err("unknown target `riscv`".to_owned()));
-        assert_eq!(name_of(&["sm_80", "sm_91"]).unwrap_err(), "unknown target `sm_91`; did you mean `sm_90`?");
+        assert_eq!(
+            name_of(&["sm_80", "sm_91"]).unwrap_err(),
+            "unknown target `sm_91`; did you mean `sm_90`?"
+        );
     }
 }

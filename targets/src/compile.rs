@@ -77,7 +77,6 @@ impl fmt::Display for CompileError {
 
 impl std::error::Error for CompileError {}
 
-
 /// Code for one CUDA architecture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceImage {

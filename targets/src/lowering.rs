@@ -83,4 +83,3 @@ pub(crate) fn translate<'l>(llvm: &'l LlvmContext, module: &Module<'_>) -> Optio
         (!raw.is_null()).then(|| LlvmModule::new(raw.cast()))
     }
 }
-

@@ -60,11 +60,7 @@ impl Device {
     }
 
     /// A command that runs `program` on this device.
-    pub fn command<'a>(
-        &self,
-        program: &Program,
-        arguments: impl IntoIterator<Item = &'a str>,
-    ) -> Command {
+    pub fn command<'a>(&self, program: &Program, arguments: impl IntoIterator<Item = &'a str>) -> Command {
         let mut command = program.command(arguments);
         command.env("LD_LIBRARY_PATH", self.folder.path());
         command.env("QWEN2C_EMULATOR_REPORT", self.report_path());

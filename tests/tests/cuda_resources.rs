@@ -78,7 +78,8 @@ fn usages(assembler: &Path, architecture: &str, ptx: &Path) -> Vec<Usage> {
 
 /// Dynamic shared memory of each entry point, from what `inspect` prints.
 fn dynamic_shared_bytes(program: &Program, entry: &str) -> u64 {
-    let text = run(Command::new(qwen2c_tests::compiler()).arg("inspect").arg(program.path())).success().text();
+    let text =
+        run(Command::new(qwen2c_tests::compiler()).arg("inspect").arg(program.path())).success().text();
     let line = text.lines().find(|line| line.trim_start().starts_with(&format!("{entry}: ")));
     number_before(line.expect("every launch is listed"), "bytes of shared memory")
 }
@@ -141,7 +142,8 @@ fn one_program_holds_code_for_all_architectures() {
     let targets = ARCHITECTURES.join(",");
     let assembler = assembler.to_str().expect("UTF-8");
     let program = Build::new(golden.model()).with(["--target", &targets, "--ptxas", assembler]).finish();
-    let text = run(Command::new(qwen2c_tests::compiler()).arg("inspect").arg(program.path())).success().text();
+    let text =
+        run(Command::new(qwen2c_tests::compiler()).arg("inspect").arg(program.path())).success().text();
     for architecture in ARCHITECTURES {
         assert!(text.contains(&format!("PTX for {architecture},")), "{text}");
         assert!(text.contains(&format!("cubin for {architecture},")), "{text}");

@@ -7,14 +7,19 @@ use qwen2c_checkpoint::Checkpoint;
 use qwen2c_graph::passes::{PASSES, Pass, PassContext, QUANTIZE_ACTIVATIONS, run_passes};
 use qwen2c_graph::{GraphOptions, Interpreter, WeightStorage, build_graph};
 use qwen2c_request::{Element, Quantization};
-use qwen2c_tests::{Build, Golden, Program, compiler, host_targets, relative_l2, run};
+use qwen2c_tests::{Build, Device, Golden, Program, compiler, host_targets, relative_l2, run};
 
 /// Prompt of the comparisons.
 const LENGTH: usize = 33;
 
-/// The interpreter's logits on the dequantized weights, the checkpoint's own where `quant` is none, with activations rounded as programs round them and
-/// nothing fused.
-fn interpreted(golden: &Golden, dtype: Element, quant: Option<Quantization>) -> Vec<f32> {
+/// The interpreter's logits on the dequantized weights, the checkpoint's own where `quant` is none, with
+/// activations rounded as programs for the target family round them and nothing fused.
+fn interpreted(
+    golden: &Golden,
+    dtype: Element,
+    quant: Option<Quantization>,
+    multiplies_integers: bool,
+) -> Vec<f32> {
     let checkpoint = Checkpoint::open(&golden.model()).expect("a golden checkpoint");
     let config = &checkpoint.description.config;
     let kept = || WeightStorage::Kept(checkpoint.description.quantized_tensors.clone());
@@ -23,7 +28,7 @@ fn interpreted(golden: &Golden, dtype: Element, quant: Option<Quantization>) -> 
     let mut graph = build_graph(config, &options);
     let is_fusion = |pass: &&Pass| pass.optional && pass.name != QUANTIZE_ACTIVATIONS;
     let fusions: BTreeSet<&str> = PASSES.iter().filter(is_fusion).map(|pass| pass.name).collect();
-    let context = PassContext { config, target_lanes: 8, max_rows: 64, multiplies_integers: true };
+    let context = PassContext { config, target_lanes: 8, max_rows: 64, multiplies_integers };
     run_passes(&mut graph, &context, &fusions, &mut |_, _, _| {}).expect("a valid graph");
     let mut interpreter = Interpreter::new(&graph, &checkpoint).expect("a valid graph");
     let tokens = &golden.prompts[&LENGTH].tokens;
@@ -44,13 +49,34 @@ fn assert_agrees(
     target: &str,
 ) {
     let tokens = &golden.prompts[&LENGTH].tokens;
-    let expected = interpreted(golden, dtype, format);
+    let expected = interpreted(golden, dtype, format, true);
     let program = build(golden, quant, dtype.name(), target);
     let tolerance = if dtype == Element::F32 { 1e-4 } else { 2e-2 };
     for rows in ["256", "1"] {
         let error = relative_l2(&program.logits(tokens, &["--prompt-rows", rows]).values, &expected);
         let name = &golden.name;
         assert!(error <= tolerance, "{name} {quant} {dtype} {target}, by {rows} rows: off by {error:.3e}");
+    }
+}
+
+/// Devices widen weights and do not round activations to integers.
+#[test]
+fn programs_on_a_device_agree_with_the_interpreter_on_the_dequantized_weights() {
+    let formats = [
+        ("dense-gqa", "int4", Some(Quantization::signed(4, 32)), Element::F32),
+        ("dense-gqa", "int8:64", Some(Quantization::signed(8, 64)), Element::Bf16),
+        ("moe-sparse-step", "int4:128", Some(Quantization::signed(4, 128)), Element::F32),
+        ("moe-sparse-step", "int8", Some(Quantization::signed(8, 32)), Element::F16),
+        ("gguf-qwen2", "keep", None, Element::F32),
+    ];
+    for (name, quant, format, dtype) in formats {
+        let golden = Golden::load(name);
+        let expected = interpreted(&golden, dtype, format, false);
+        let program = build(&golden, quant, dtype.name(), "sm_80");
+        let tolerance = if dtype == Element::F32 { 1e-4 } else { 2e-2 };
+        let found = Device::new(80, 3).logits(&program, &golden.prompts[&LENGTH].tokens);
+        let error = relative_l2(&found.values, &expected);
+        assert!(error <= tolerance, "{name} {quant} {dtype}: off by {error:.3e}");
     }
 }
 

@@ -56,12 +56,7 @@ fn report(request: &BuildRequest, outcome: &BuildOutcome, out: &mut dyn Write) -
         passes: &outcome.planned.passes,
         losses: &outcome.losses,
         memory,
-        prediction: DecodePrediction::new(
-            &outcome.planned.schedule,
-            plan,
-            outcome.planned.context,
-            assumed,
-        ),
+        prediction: DecodePrediction::new(&outcome.planned.schedule, plan, outcome.planned.context, assumed),
         output: &outcome.output,
         locator: outcome.locator,
         duration_us: outcome.duration_us,

@@ -72,7 +72,11 @@ impl<'k> Buffer<'k> {
     #[track_caller]
     pub(crate) fn load_as(self, scalar: Scalar, offset: Val<'k>, lanes: u32) -> Val<'k> {
         // Rows of odd length leave vectors at any multiple of the element.
-        self.load_at(self.address(scalar, offset), Ty::vector(scalar, lanes), storage_scalar(self.element).bytes())
+        self.load_at(
+            self.address(scalar, offset),
+            Ty::vector(scalar, lanes),
+            storage_scalar(self.element).bytes(),
+        )
     }
 
     #[track_caller]

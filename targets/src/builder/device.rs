@@ -124,7 +124,8 @@ impl<'c> KernelBuilder<'c> {
         let half = element == Element::F16;
         // Half precision comes as pairs of its own type, bf16 as bits.
         let pair = Ty::vector(Scalar::F16, 2);
-        let fragment = |value: Val<'k>| if half { self.emit("llvm.bitcast", &[value], pair, &[]) } else { value };
+        let fragment =
+            |value: Val<'k>| if half { self.emit("llvm.bitcast", &[value], pair, &[]) } else { value };
         let mut operands: Vec<Val<'k>> = left.into_iter().chain(right).map(fragment).collect();
         operands.extend(sums);
         let segments = DenseI32ArrayAttribute::new(self.context, &[4, 2, 4]);

@@ -25,8 +25,8 @@ use mlir_sys::MlirBlock;
 use qwen2c_request::Element;
 
 pub(crate) use buffer::Buffer;
-pub(crate) use device::{Place, SHARED_SYMBOL, WARP_THREADS};
 use buffer::storage_scalar;
+pub(crate) use device::{Place, SHARED_SYMBOL, WARP_THREADS};
 pub(crate) use ty::{Scalar, Ty};
 pub(crate) use value::{Compare, Reduction, Val};
 

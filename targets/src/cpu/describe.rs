@@ -159,10 +159,7 @@ pub(crate) fn resolve_level(text: &str) -> Option<Result<CpuTarget, TargetError>
     Some(with_features(level, parts))
 }
 
-fn with_features<'a>(
-    level: &Level,
-    names: impl Iterator<Item = &'a str>,
-) -> Result<CpuTarget, TargetError> {
+fn with_features<'a>(level: &Level, names: impl Iterator<Item = &'a str>) -> Result<CpuTarget, TargetError> {
     let mut features = Vec::new();
     for feature in names {
         let known = if level.name == "x86-64-v4" { FEATURES } else { &[] };
@@ -242,9 +239,7 @@ mod tests {
     }
 
     fn name_of(text: &str) -> Result<String, String> {
-        resolve(text)
-            .map(|target| target.description().name.clone())
-            .map_err(|error| error.to_string())
+        resolve(text).map(|target| target.description().name.clone()).map_err(|error| error.to_string())
     }
 
     #[test]

@@ -2,6 +2,12 @@
 
 use std::time::Instant;
 
+use super::describe::{CpuTarget, resolve_level};
+use super::lower::{self, TILES_SUFFIX};
+use crate::compile::{
+    CompileError, CompiledKernels, KeepText, KernelSource, KernelText, elapsed_us, failure,
+};
+use crate::lowering::{Lowering, translate};
 use inkwell::OptimizationLevel;
 use inkwell::attributes::AttributeLoc;
 use inkwell::context::Context as LlvmContext;
@@ -10,10 +16,6 @@ use inkwell::passes::PassBuilderOptions;
 use inkwell::targets::{
     CodeModel, FileType, InitializationConfig, RelocMode, Target, TargetMachine, TargetTriple,
 };
-use super::describe::{CpuTarget, resolve_level};
-use super::lower::{self, TILES_SUFFIX};
-use crate::compile::{CompileError, CompiledKernels, KeepText, KernelSource, KernelText, elapsed_us, failure};
-use crate::lowering::{Lowering, translate};
 
 /// What the emitted code runs on.
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
@@ -134,7 +136,8 @@ fn optimize(
 ///
 /// [`CompileError`] with the messages of LLVM.
 pub(crate) fn object_without_kernels() -> Result<Vec<u8>, CompileError> {
-    let target = resolve_level(OLDEST_LEVEL).expect("the level exists")
+    let target = resolve_level(OLDEST_LEVEL)
+        .expect("the level exists")
         .expect("it has no features that could be unknown");
     Ok(compile_kernels(&target, &[], KeepText::default())?.object)
 }

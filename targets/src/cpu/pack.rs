@@ -175,8 +175,8 @@ fn pack_integers(quantization: Quantization, integers: &[i8], out: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tests::weights::{FORMATS, dequantized, pack};
     use crate::pack::weight_bytes;
+    use crate::tests::weights::{FORMATS, dequantized, pack};
     use proptest::prelude::*;
     use qwen2c_request::{Dimension, WeightLayout, WeightType, bf16_to_f32, f16_to_f32, f32_to_bf16};
 

@@ -30,7 +30,10 @@ pub(super) fn choose(request: &KernelRequest) -> Result<KernelChoice, Unservable
         .iter()
         .map(|(_, shape)| {
             let rows = if shape.rows_per_block == 1 { "row" } else { "rows" };
-            format!("{} blocks of {} threads for {} {rows}", shape.blocks, shape.threads, shape.rows_per_block)
+            format!(
+                "{} blocks of {} threads for {} {rows}",
+                shape.blocks, shape.threads, shape.rows_per_block
+            )
         })
         .collect();
     Ok(KernelChoice {
@@ -52,7 +55,9 @@ fn check(request: &KernelRequest) -> Result<(), Unservable> {
     }
     let is_integer = |ty: &TensorType| matches!(ty.element, Element::I8 { .. });
     if request.inputs.iter().chain(&request.outputs).any(is_integer) {
-        return Err(Unservable { reason: "activations as integers; a CUDA device widens weights".to_owned() });
+        return Err(Unservable {
+            reason: "activations as integers; a CUDA device widens weights".to_owned(),
+        });
     }
     if request.weights.iter().any(|weight| weight.quantization.is_some_and(|q| q.bits == 4 && q.group < 32)) {
         return Err(Unservable { reason: "groups of less than 32 weights of 4 bits".to_owned() });

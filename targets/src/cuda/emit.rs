@@ -96,7 +96,8 @@ fn compile_for(
             text.llvm = Some(module.print_to_string().to_string());
         }
         if keep.asm {
-            text.asm = Some(ptx(&machine, &module).map_err(|message| failure(kernel, "emit", vec![message]))?);
+            text.asm =
+                Some(ptx(&machine, &module).map_err(|message| failure(kernel, "emit", vec![message]))?);
         }
         program
             .link_in_module(module)
@@ -107,8 +108,11 @@ fn compile_for(
         }
     }
     let start = Instant::now();
-    let text = ptx(&machine, &program)
-        .map_err(|message| CompileError { kernel: String::new(), step: "emit", messages: vec![message] })?;
+    let text = ptx(&machine, &program).map_err(|message| CompileError {
+        kernel: String::new(),
+        step: "emit",
+        messages: vec![message],
+    })?;
     compiled.llvm_us += elapsed_us(start);
     Ok(text)
 }

@@ -7,4 +7,3 @@ mod kernels;
 pub(crate) mod layout;
 mod lower;
 pub(crate) mod pack;
-

@@ -242,10 +242,7 @@ impl<'k> Work<'k> {
         } else {
             let factor = |head: u64| statistics.load(k.int(2 * cut.heads_together + head), 1);
             let factors: Vec<Val<'k>> = (0..cut.heads_together).map(factor).collect();
-            sums.iter()
-                .enumerate()
-                .map(|(index, sum)| *sum * factors[index / cut.unit as usize])
-                .collect()
+            sums.iter().enumerate().map(|(index, sum)| *sum * factors[index / cut.unit as usize]).collect()
         };
         self.for_each_position(kernel, count, &sums, |position, is_position, sums| {
             let value = self.load(kernel, self.values, first + position);
@@ -316,16 +313,17 @@ impl<'k> Work<'k> {
         let threads = i64::from(WARP_THREADS);
         let heads = k.int(cut.heads_together);
         k.repeat(self.warp, heads, WARPS as i64, |head| {
-            let scores = k
-                .shared_memory(Element::F32, cut.scores_at_bytes())
-                .at(head * k.int(CACHE_BLOCK_POSITIONS));
-            let largest = k.for_each(self.lane, count, threads, &[k.float(f32::MIN, 1)], |position, largest| {
-                vec![largest[0].maximum(scores.load(position, 1))]
-            })[0];
+            let scores =
+                k.shared_memory(Element::F32, cut.scores_at_bytes()).at(head * k.int(CACHE_BLOCK_POSITIONS));
+            let largest =
+                k.for_each(self.lane, count, threads, &[k.float(f32::MIN, 1)], |position, largest| {
+                    vec![largest[0].maximum(scores.load(position, 1))]
+                })[0];
             let mut largest = largest.reduce_lanes(Reduction::Maximum, WARP_THREADS);
             let (maximum, sum, factor) =
                 (statistics.at(head), statistics.at(heads + head), statistics.at(heads + heads + head));
-            let before = if is_first { None } else { Some((maximum.load(k.int(0), 1), sum.load(k.int(0), 1))) };
+            let before =
+                if is_first { None } else { Some((maximum.load(k.int(0), 1), sum.load(k.int(0), 1))) };
             if let Some((maximum, _)) = before {
                 largest = largest.maximum(maximum);
             }

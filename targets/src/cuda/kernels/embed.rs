@@ -50,8 +50,7 @@ fn integer_at<'k>(
     // The last block of a row may have fewer units.
     let units = (k.int(geometry.units()) - block * k.int(BLOCK_UNITS)).minimum(k.int(BLOCK_UNITS));
     let panel = token / panel_rows * k.int(geometry.panel_bytes());
-    let start =
-        kernel.weight(0).at_bytes(panel + block * k.int(geometry.block_bytes(BLOCK_UNITS)));
+    let start = kernel.weight(0).at_bytes(panel + block * k.int(geometry.block_bytes(BLOCK_UNITS)));
     let place = row * units + unit % k.int(BLOCK_UNITS);
     let per_dword = 32 / quantization.bits;
     let within = column % unit_inputs;

@@ -17,7 +17,6 @@ use super::{Kernel, REDUCTION_BYTES, Shape};
 use crate::builder::{Buffer, Compare, Place, Val};
 use crate::cuda::layout::WarpGeometry;
 
-
 fn cut(request: &KernelRequest, layouts: &[WeightLayout]) -> (WarpGeometry, Tasks) {
     match layouts[0] {
         WeightLayout::WarpPanels { rows, separate_halves } => {

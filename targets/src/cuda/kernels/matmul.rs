@@ -157,8 +157,7 @@ pub(super) fn multiply<'k>(
             matrix.at_bytes(panel * k.int(geometry.panel_bytes()))
         })
         .collect();
-    let product =
-        UnitProduct { geometry, panels: &panels, inputs, lane, split: (part, tasks.split) };
+    let product = UnitProduct { geometry, panels: &panels, inputs, lane, split: (part, tasks.split) };
     let results = (tasks.rows as usize) * inputs.len();
     let zeros = vec![k.float(0.0, 1); results * tasks.halves as usize];
     let sums = k.values_when(is_task, &zeros, || product.sums(kernel));
@@ -189,9 +188,7 @@ fn add_parts<'k>(kernel: &Kernel<'k, '_>, values: &[Val<'k>], part: Val<'k>, spl
     let k = kernel.k;
     let threads = kernel.shape.threads;
     let thread = kernel.thread();
-    let shared = |index: usize| {
-        k.shared_memory(Element::F32, REDUCTION_BYTES + index as u64 * threads * 4)
-    };
+    let shared = |index: usize| k.shared_memory(Element::F32, REDUCTION_BYTES + index as u64 * threads * 4);
     for (index, value) in values.iter().enumerate() {
         shared(index).store(thread, *value);
     }

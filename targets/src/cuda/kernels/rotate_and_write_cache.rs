@@ -30,8 +30,7 @@ pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, heads: u64, bias: bool) {
     kernel.for_each(k.int((heads + kv_heads) * head_dim / 2), |pair| {
         let (head, column) = (pair / half, pair % half);
         let first = head * k.int(head_dim) + column;
-        let (low, high) =
-            rotate_pair(kernel, table, head_dim, column, (load(first), load(first + half)));
+        let (low, high) = rotate_pair(kernel, table, head_dim, column, (load(first), load(first + half)));
         k.when_else(
             head.compare(Compare::Less, k.int(heads)),
             || {

@@ -57,7 +57,13 @@ impl<'k> UnitProduct<'k, '_> {
     }
 
     /// Adds the thread's unit of a block of `units`.
-    fn add_block(&self, kernel: &Kernel<'k, '_>, block: Val<'k>, units: u64, sums: &[Val<'k>]) -> Vec<Val<'k>> {
+    fn add_block(
+        &self,
+        kernel: &Kernel<'k, '_>,
+        block: Val<'k>,
+        units: u64,
+        sums: &[Val<'k>],
+    ) -> Vec<Val<'k>> {
         let k = kernel.k;
         let geometry = self.geometry;
         let start = block * k.int(geometry.block_bytes(BLOCK_UNITS));

@@ -17,10 +17,9 @@ impl Knowledge {
     pub(crate) fn covers(&self, epoch: Epoch) -> bool {
         let clocks = match &self.blocks[..] {
             [(block, clocks)] if *block == epoch.block() => Some(clocks),
-            blocks => blocks
-                .binary_search_by_key(&epoch.block(), |(block, _)| *block)
-                .ok()
-                .map(|at| &blocks[at].1),
+            blocks => {
+                blocks.binary_search_by_key(&epoch.block(), |(block, _)| *block).ok().map(|at| &blocks[at].1)
+            }
         };
         clocks.is_some_and(|clocks| clocks.get(epoch.thread()).is_some_and(|clock| *clock >= epoch.clock()))
     }

@@ -212,7 +212,8 @@ impl Cell {
             }
             match list_of(self.read) {
                 Some(number) => {
-                    if let Some(reader) = lists.lists[number].iter().find(|reader| !observer.allows(**reader)) {
+                    if let Some(reader) = lists.lists[number].iter().find(|reader| !observer.allows(**reader))
+                    {
                         return Err(conflict(Some(*reader)));
                     }
                     lists.free.push(number);
@@ -236,7 +237,9 @@ fn add(list: &mut Vec<Epoch>, mine: Epoch) {
         Some(reader) => *reader = mine,
         None => {
             if list.len() == list.capacity() && list.len() >= 1024 {
-                list.sort_unstable_by_key(|reader| (reader.block(), reader.thread(), std::cmp::Reverse(reader.0)));
+                list.sort_unstable_by_key(|reader| {
+                    (reader.block(), reader.thread(), std::cmp::Reverse(reader.0))
+                });
                 list.dedup_by(|later, earlier| later.is_of_same_thread(*earlier));
             }
             list.push(mine);
