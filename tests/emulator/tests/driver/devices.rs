@@ -193,7 +193,11 @@ fn what_is_left_in_a_released_context_is_counted() {
     let outcome = alone(&[], || {
         let device = Device::open();
         get(|out| cuMemAlloc_v2(out, 1000)).unwrap();
-        Pinned::new(10);
+        let pinned = Pinned::new(10);
+        device.close();
+        // It went with its context.
+        let device = Device::open();
+        assert_eq!(cuMemFreeHost(pinned.pointer), Status::INVALID_VALUE);
         device.close();
     });
     let Some(outcome) = outcome else { return };

@@ -77,3 +77,27 @@ fn an_event_lets_the_host_see_what_came_before_it() {
     outcome.refused("cuEventElapsedTime", "CUDA_ERROR_INVALID_HANDLE", "never recorded");
     assert!(outcome.report["leaks"].as_object().unwrap().values().all(|count| *count == 0));
 }
+
+#[test]
+fn what_the_host_did_not_wait_for_it_does_not_know() {
+    let outcome = alone(&[], || {
+        let device = Device::open();
+        let events = [(); 2].map(|()| get(|out| cuEventCreate(out, 0)).unwrap());
+        let elapsed = || get(|out| cuEventElapsedTime(out, events[0], events[1]));
+        for event in events {
+            done(cuEventRecord(event, device.stream));
+        }
+        // Freeing memory does all work, but is no promise about events.
+        done(cuMemFree_v2(get(|out| cuMemAlloc_v2(out, 4)).unwrap()));
+        assert_eq!(elapsed(), Err(Status::NOT_READY));
+        done(cuEventSynchronize(events[0]));
+        assert_eq!(elapsed(), Err(Status::NOT_READY), "the second is behind the first");
+        done(cuEventSynchronize(events[1]));
+        assert_eq!(elapsed(), Ok(0.0));
+        // Recorded anew, an event is again not known.
+        done(cuEventRecord(events[0], device.stream));
+        assert_eq!(elapsed(), Err(Status::NOT_READY));
+    });
+    let Some(outcome) = outcome else { return };
+    assert_eq!(outcome.report["refusals"].as_array().unwrap().len(), 3);
+}
