@@ -75,11 +75,8 @@ pub(crate) const KERNELS: &str = r#"
 
 .visible .entry tile()
 {
-	.reg .b32 	%r<2>;
 	.shared .align 16 .b8 tile_memory[40960];
 
-	mov.u32 	%r1, 7;
-	st.shared.u32 	[tile_memory], %r1;
 	ret;
 }
 
