@@ -88,8 +88,12 @@ impl Context {
         self.streams.values_mut().for_each(Stream::abandon);
     }
 
-    /// Adds what still exists here to the report: whoever leaves now leaves it behind.
+    /// Adds what still exists here to the report: whoever leaves now leaves it behind. Nothing does after a
+    /// fault, or when the device is lost: then no call could give anything back.
     pub(super) fn count_leaks(&self, report: &mut Report, pinned: &PinnedMemory) {
+        if self.broken.is_some() {
+            return;
+        }
         let leaks = &mut report.leaks;
         leaks.device_allocations += self.memory.allocation_count() as u64;
         leaks.device_bytes += self.memory.used_bytes();

@@ -153,5 +153,6 @@ fn a_fault_is_told_once_and_breaks_the_context() {
     assert_eq!(faults[0]["line"], line);
     assert!(faults[0]["instruction"].as_str().unwrap().contains("st.global.u32"), "{faults:#?}");
     assert!(outcome.said.contains("fault in kernel `stray`"), "{}", outcome.said);
-    assert_eq!(outcome.report["leaks"]["device_allocations"], 2);
+    // What could not be given back after the fault is no leak; what was left in the second context is.
+    assert_eq!(outcome.report["leaks"]["device_allocations"], 1);
 }
