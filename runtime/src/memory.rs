@@ -100,6 +100,25 @@ impl Mapping {
         Some(())
     }
 
+    /// Tells the system that a range of a file will be read soon, so that it begins to fetch it. Ranges begin
+    /// at multiples of a page from the mapping's first byte; what the system does with the hint is its own.
+    pub(crate) fn announce(&self, offset: u64, bytes: u64) {
+        self.advise(offset, bytes, libc::MADV_WILLNEED);
+    }
+
+    /// Tells the system that a range of a file is not needed in memory for now; reading it brings it back.
+    pub(crate) fn release(&self, offset: u64, bytes: u64) {
+        self.advise(offset, bytes, libc::MADV_DONTNEED);
+    }
+
+    /// Memory without a file behind it would lose its content.
+    fn advise(&self, offset: u64, bytes: u64, advice: i32) {
+        let Some(range) = self.checked_range(offset, bytes).filter(|_| !self.writable) else { return };
+        // SAFETY: the range lies inside the mapping, which is a file's and is never written: its pages
+        // can be taken away and come back as they were.
+        unsafe { libc::madvise(self.start.as_ptr().add(range.start).cast(), range.len(), advice) };
+    }
+
     fn checked_range(&self, offset: u64, bytes: u64) -> Option<std::ops::Range<usize>> {
         let start = usize::try_from(offset).ok()?;
         let end = usize::try_from(offset.checked_add(bytes)?).ok()?;

@@ -36,8 +36,11 @@ pub(super) fn run(
     };
     let limits = Limits { tokens: most_tokens, stop_ids };
     let generated =
-        generate(&mut session, &mut sampler, &limits, |token| printer.show(token, console, |_| ()))?;
-    printer.finish(console, |_| ())?;
+        generate(&mut session, &mut sampler, &limits, |token| printer.show(token, console, |_| ()));
+    // What was generated before a failure is shown to its end, too.
+    let finished = printer.finish(console, |_| ());
+    let generated = generated?;
+    finished?;
 
     if generated.end == End::ContextFull {
         console.note(&format!("note: the context of {} positions is full", session.context()));

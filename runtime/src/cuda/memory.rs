@@ -176,7 +176,7 @@ impl Drop for PinnedMemory {
 }
 
 /// Copies the mapped weights to the device: while one buffer is under way, the next is filled from the
-/// file.
+/// file, and the one behind it is fetched from the disk. The host's memory keeps none of them.
 ///
 /// # Errors
 ///
@@ -195,12 +195,15 @@ pub(crate) fn upload(context: &Rc<Context>, from: &Mapping, bytes: u64) -> Resul
             sent.wait()?;
         }
         let count = chunk_bytes.min(bytes - offset);
+        let behind = offset + count;
+        from.announce(behind, chunk_bytes.min(bytes - behind));
         let chunk =
             from.read(offset, count).expect("the weight region has as many bytes as the manifest says");
         // SAFETY: the copy that used this buffer before has ended.
         unsafe { buffer.bytes_mut(0, chunk.len()) }.copy_from_slice(chunk);
         buffer.send(0, chunk.len(), &memory, offset)?;
         sent.record()?;
+        from.release(offset, count);
     }
     context.synchronize()?;
     Ok(memory)
