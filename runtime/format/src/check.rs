@@ -30,7 +30,7 @@ pub fn check_program(
     check_manifest(manifest).map_err(invalid("manifest"))?;
     check_weights(manifest, weights).map_err(invalid("weight table"))?;
     check_lists(manifest, lists).map_err(invalid("step lists"))?;
-    check_launches(manifest, &lists.kernels).map_err(invalid("step lists"))?;
+    check_launches(manifest, lists).map_err(invalid("step lists"))?;
     check_images(manifest, device_code).map_err(invalid("device code"))?;
     check_self_test(manifest, lists).map_err(invalid("manifest"))
 }

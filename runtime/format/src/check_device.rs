@@ -1,6 +1,6 @@
 //! Whether launches and device code fit the manifest's family, and are what a device can be asked for.
 
-use crate::{DeviceCode, DeviceImage, ImageKind, KernelInfo, Launch, Manifest};
+use crate::{DeviceCode, DeviceImage, ImageKind, Launch, Manifest, StepLists};
 
 /// Threads of a block, on every device.
 const MOST_THREADS: u32 = 1024;
@@ -10,15 +10,18 @@ const WARP_THREADS: u32 = 32;
 const MOST_SHARED_BYTES: u32 = 232_448;
 /// Blocks of a grid's first dimension.
 const MOST_BLOCKS: u32 = i32::MAX as u32;
+/// Blocks of its second.
+const MOST_BLOCKS_DOWN: u32 = 65_535;
 /// Far more than any kernel needs.
 const MOST_LAUNCHES: usize = 16;
 /// Architectures as numbers: `sm_50` to far beyond today's.
 const ARCHITECTURES: std::ops::RangeInclusive<u32> = 50..=999;
 
 /// A program of the family `cuda` has a launch for every kernel; one of the family `cpu` has none.
-pub(crate) fn check_launches(manifest: &Manifest, kernels: &[KernelInfo]) -> Result<(), String> {
+pub(crate) fn check_launches(manifest: &Manifest, lists: &StepLists) -> Result<(), String> {
     let on_device = manifest.family == "cuda";
-    for kernel in kernels {
+    let most_rows = lists.lists.iter().map(|list| list.max_rows).max().unwrap_or(0);
+    for kernel in &lists.kernels {
         let name = &kernel.name;
         if kernel.launches.is_empty() == on_device || kernel.launches.len() > MOST_LAUNCHES {
             let (count, family) = (kernel.launches.len(), &manifest.family);
@@ -27,13 +30,13 @@ pub(crate) fn check_launches(manifest: &Manifest, kernels: &[KernelInfo]) -> Res
             ));
         }
         for launch in &kernel.launches {
-            check_launch(launch).map_err(|reason| format!("kernel `{name}`: {reason}"))?;
+            check_launch(launch, most_rows).map_err(|reason| format!("kernel `{name}`: {reason}"))?;
         }
     }
     Ok(())
 }
 
-fn check_launch(launch: &Launch) -> Result<(), String> {
+fn check_launch(launch: &Launch, most_rows: u32) -> Result<(), String> {
     let Launch { symbol, blocks, rows_per_block, threads, shared_bytes } = launch;
     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'$';
     if symbol.is_empty() || !symbol.bytes().all(is_name) {
@@ -44,6 +47,9 @@ fn check_launch(launch: &Launch) -> Result<(), String> {
     }
     if !(1..=MOST_BLOCKS).contains(blocks) || *rows_per_block == 0 {
         return Err(format!("`{symbol}` wants {blocks} blocks of {rows_per_block} rows"));
+    }
+    if most_rows.div_ceil(*rows_per_block) > MOST_BLOCKS_DOWN {
+        return Err(format!("`{symbol}` cannot serve {most_rows} rows in blocks of {rows_per_block}"));
     }
     if *shared_bytes > MOST_SHARED_BYTES {
         return Err(format!("`{symbol}` wants {shared_bytes} bytes of shared memory"));

@@ -71,6 +71,9 @@ pub struct ModelSummary {
 }
 
 /// Byte offsets in the arena of what the runtime writes before a step and reads after it.
+///
+/// No step writes to an input and nothing else is ever placed there, so that a runtime may leave what it
+/// has not changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InputOffsets {
     /// `token i32[rows]`.

@@ -51,6 +51,11 @@ fn launches_that_no_device_takes_are_refused() {
     with(|launch| launch.shared_bytes = 232_449, "232449 bytes of shared memory");
     with(|launch| launch.symbol.clear(), "`` is not the name");
     with(|launch| launch.symbol = "a.b".to_owned(), "`a.b` is not the name");
+    let rows = |manifest: &mut Manifest, lists: &mut StepLists| {
+        manifest.arena_bytes = 1 << 30;
+        lists.lists[1].max_rows = 131_071;
+    };
+    check(|manifest, lists, _| rows(manifest, lists), "`embed` cannot serve 131071 rows in blocks of 2");
     check(|_, lists, _| lists.kernels[0].launches.clear(), "kernel `embed` has 0 launches");
     check(|_, lists, _| lists.kernels[0].launches = vec![launch("a"); 17], "has 17 launches");
     let mut mixed = lists();

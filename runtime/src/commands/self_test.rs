@@ -34,7 +34,12 @@ pub(super) fn self_test(
     if error <= f64::from(record.tolerance) {
         return console.print(&format!("{} logits agree: {shown}\n", found.len()));
     }
-    Err(disagreement(record, &found, &shown).into())
+    let remedy = if program.is_for_device() {
+        "try `QWEN2C_CUDA_USE_PTX=1`, which lets the driver compile the kernels; if it fails again, report it as a bug of `qwen2c`"
+    } else {
+        "build it again on this machine with `--target native`; if it fails again, report it as a bug of `qwen2c`"
+    };
+    Err(disagreement(record, &found, &shown).help(remedy).into())
 }
 
 /// L2 norm of the difference over the L2 norm of `expected`.
@@ -53,9 +58,8 @@ fn disagreement(record: &SelfTestRecord, found: &[f32], shown: &str) -> Diagnost
         .map(|(expected, found)| relative_error(expected, found))
         .enumerate()
         .max_by(|one, other| one.1.total_cmp(&other.1));
-    let diagnostic = Diagnostic::new("the program does not compute what was recorded when it was built")
-        .found(shown)
-        .help("build it again on this machine with `--target native`; if it fails again, report it as a bug of `qwen2c`");
+    let diagnostic =
+        Diagnostic::new("the program does not compute what was recorded when it was built").found(shown);
     match worst {
         Some((row, error)) => diagnostic.at(format!("token {row}, relative L2 error {error:.2e}")),
         None => diagnostic,
