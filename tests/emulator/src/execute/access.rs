@@ -137,16 +137,14 @@ impl Turn<'_, '_> {
                 self.note_written(space, start, length);
             }
         }
-        if order == Order::Weak {
-            self.machine.idle = 0;
-        }
+        self.machine.progress();
         Ok(self.after(order))
     }
 
     /// Whose turn it is after an access: one that synchronises gives others a chance to answer.
     pub(crate) fn after(&mut self, order: Order) -> Next {
         if order == Order::Weak {
-            self.machine.idle = 0;
+            self.machine.progress();
             Next::Accessed
         } else {
             Next::Yield
@@ -293,7 +291,7 @@ impl Turn<'_, '_> {
         let shared = &self.state.shared;
         let start = address.wrapping_sub(shared.address);
         let end = start.checked_add(length as u64);
-        if !end.is_some_and(|end| end <= shared.bytes.len() as u64) {
+        if end.is_none_or(|end| end > shared.bytes.len() as u64) {
             let what = format!(
                 "{} {length} bytes at {address:#x} lies outside the {} bytes of shared memory, which begin at {:#x}",
                 verb(deed),
@@ -322,7 +320,7 @@ impl Turn<'_, '_> {
     fn check_local(&mut self, deed: Deed, lane: usize, address: u64, length: usize) -> Outcome<usize> {
         let each = self.machine.entry.local_bytes;
         let offset = address.wrapping_sub(LOCAL_BASE);
-        if !offset.checked_add(length as u64).is_some_and(|end| end <= each) {
+        if offset.checked_add(length as u64).is_none_or(|end| end > each) {
             let what = format!(
                 "{} {length} bytes at {address:#x} lies outside the local memory of a thread",
                 verb(deed)

@@ -100,7 +100,7 @@ impl Turn<'_, '_> {
             }
             self.warp.copies[lane].open.push(Copy { to: start, bytes: length, content, source });
         }
-        self.machine.idle = 0;
+        self.machine.progress();
         Ok(Next::Accessed)
     }
 

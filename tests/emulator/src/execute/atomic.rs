@@ -32,7 +32,7 @@ impl Turn<'_, '_> {
                 let new = apply(atomic.operation, atomic.kind, old, first, second);
                 self.bytes_mut(space, start)[..length].copy_from_slice(&new.to_le_bytes()[..length]);
                 if new != old {
-                    self.machine.idle = 0;
+                    self.machine.progress();
                 }
                 match atomic.to {
                     Some(to) if length == 8 => self.warp.registers.write_lane(to, lane, old),

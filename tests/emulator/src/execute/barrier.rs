@@ -152,7 +152,7 @@ impl Turn<'_, '_> {
             return trouble(lane, format!("more threads arrive at barrier {number} than it is for"));
         }
         self.machine.counts.barriers += 1;
-        self.machine.idle = 0;
+        self.machine.progress();
         if waits {
             barrier.waiting.push(self.warp.number);
             self.warp.waits_at = Some((number, at));

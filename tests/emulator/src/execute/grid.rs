@@ -28,10 +28,10 @@ pub(crate) const MULTIPROCESSORS: u32 = 108;
 const SHARED_BYTES_OF_MULTIPROCESSOR: u32 = 228 * 1024;
 const THREADS_OF_MULTIPROCESSOR: u32 = 2048;
 const BLOCKS_OF_MULTIPROCESSOR: u32 = 32;
-/// Instructions of a warp without anything but polling after which another block is let in.
-const PATIENCE: u64 = 2_000;
-/// The same for each resident warp, after which the launch is declared stuck.
-const LAST_PATIENCE: u64 = 200_000;
+/// Rounds in which every warp that can run polled and none got further, after which a launch is stuck.
+const MOST_IDLE_ROUNDS: u32 = 200;
+/// Instructions without any access to memory after which a launch is stuck.
+const MOST_IDLE_INSTRUCTIONS: u64 = 50_000_000;
 
 /// Everything of a launch that is not one block's.
 pub(crate) struct Machine<'launch> {
@@ -45,6 +45,8 @@ pub(crate) struct Machine<'launch> {
     pub(crate) recent: usize,
     /// Instructions since something other than polling happened.
     pub(crate) idle: u64,
+    /// Whether something other than polling happened since all that can run ran.
+    progressed: bool,
     /// What is released through global memory.
     pub(crate) variables: Variables,
     /// Whether the kernel has anything that orders blocks.
@@ -61,6 +63,9 @@ pub(crate) struct Grid<'launch> {
     pending: Vec<u32>,
     /// Warps that can run: place of the block, number of the warp.
     ready: Vec<(usize, usize)>,
+    /// Those whose last access may have been in vain; they run when nobody else can.
+    polling: Vec<(usize, usize)>,
+    idle_rounds: u32,
     resident: usize,
     most_resident: usize,
 }
@@ -91,13 +96,23 @@ impl<'launch> Grid<'launch> {
             random,
             recent: 0,
             idle: 0,
+            progressed: false,
             variables: Variables::default(),
             blocks_synchronise: synchronises_blocks(entry),
             fresh,
             spare: Vec::new(),
         };
         let most_resident = most_resident(entry, shape);
-        Grid { machine, blocks: Vec::new(), pending, ready: Vec::new(), resident: 0, most_resident }
+        Grid {
+            machine,
+            blocks: Vec::new(),
+            pending,
+            ready: Vec::new(),
+            polling: Vec::new(),
+            idle_rounds: 0,
+            resident: 0,
+            most_resident,
+        }
     }
 
     /// Runs every block to its end.
@@ -108,15 +123,14 @@ impl<'launch> Grid<'launch> {
                 if self.resident == 0 && !self.admit() {
                     return Ok(self.machine.counts);
                 }
-                if self.ready.is_empty() && !(self.resident < self.most_resident && self.admit()) {
-                    return Err(self.deadlock());
-                }
+                self.refill()?;
             }
             let chosen = self.machine.random.below(self.ready.len());
             let (place, number) = self.ready.swap_remove(chosen);
             self.turn(place, number)?;
-            if self.machine.idle > PATIENCE * (self.resident as u64 + 1) {
-                self.lose_patience(place, number)?;
+            if self.machine.idle > MOST_IDLE_INSTRUCTIONS {
+                let what = format!("{MOST_IDLE_INSTRUCTIONS} instructions without any access to memory");
+                return Err(self.fault_of(place, number, what));
             }
         }
     }
@@ -127,6 +141,7 @@ impl<'launch> Grid<'launch> {
         let after = Turn { machine: &mut self.machine, state, warp: &mut warps[number], line: 0 }.run()?;
         match after {
             After::Ready => self.ready.push((place, number)),
+            After::Polling => self.polling.push((place, number)),
             After::Waiting | After::Ended => {}
         }
         for woken in state.woken.drain(..) {
@@ -158,26 +173,36 @@ impl<'launch> Grid<'launch> {
             self.blocks[place] = Some(block);
         }
         self.resident += 1;
-        self.machine.idle = 0;
+        self.machine.progress();
         true
     }
 
-    /// Called while nothing but polling happens.
-    fn lose_patience(&mut self, place: usize, number: usize) -> Result<(), Fault> {
-        if self.resident < self.most_resident && self.admit() {
+    /// Finds somebody who can run when nobody else can: those that poll, or another block.
+    fn refill(&mut self) -> Result<(), Fault> {
+        if !self.ready.is_empty() {
             return Ok(());
         }
-        if self.machine.idle < LAST_PATIENCE * (self.ready.len() as u64 + 1) {
-            return Ok(());
-        }
-        let what = match self.pending.len() {
-            0 => "every warp polls or waits and none makes progress".to_owned(),
-            left => format!(
-                "every warp polls or waits; {left} blocks have not begun, and no more than {} fit on the device",
-                self.most_resident
-            ),
+        let Some(&(place, number)) = self.polling.first() else {
+            let may_admit = self.resident < self.most_resident;
+            return if may_admit && self.admit() { Ok(()) } else { Err(self.deadlock()) };
         };
-        Err(self.fault_of(place, number, what))
+        self.idle_rounds =
+            if std::mem::take(&mut self.machine.progressed) { 0 } else { self.idle_rounds + 1 };
+        if self.idle_rounds > 1 && self.resident < self.most_resident && self.admit() {
+            self.idle_rounds = 0;
+        }
+        if self.idle_rounds > MOST_IDLE_ROUNDS {
+            let what = match self.pending.len() {
+                0 => "every warp polls or waits and none makes progress".to_owned(),
+                left => format!(
+                    "every warp polls or waits; {left} blocks have not begun, and no more than {} fit on the device",
+                    self.most_resident
+                ),
+            };
+            return Err(self.fault_of(place, number, what));
+        }
+        self.ready.append(&mut self.polling);
+        Ok(())
     }
 
     /// Nobody can run, yet not everybody ended.
@@ -240,14 +265,19 @@ fn orders(order: Order) -> bool {
 fn most_resident(entry: &Entry, shape: &LaunchShape) -> usize {
     let threads: u32 = shape.block.iter().product::<u32>().next_multiple_of(LANES as u32);
     let shared = entry.static_shared_bytes() + shape.shared_bytes + SHARED_BASE as u32;
-    let each = (THREADS_OF_MULTIPROCESSOR / threads)
-        .min(SHARED_BYTES_OF_MULTIPROCESSOR / shared)
-        .min(BLOCKS_OF_MULTIPROCESSOR)
-        .max(1);
+    let each = (THREADS_OF_MULTIPROCESSOR / threads).min(SHARED_BYTES_OF_MULTIPROCESSOR / shared);
+    let each = each.clamp(1, BLOCKS_OF_MULTIPROCESSOR);
     (each * MULTIPROCESSORS) as usize
 }
 
 impl Machine<'_> {
+    /// Notes that something other than polling happened.
+    #[inline]
+    pub(crate) fn progress(&mut self) {
+        self.idle = 0;
+        self.progressed = true;
+    }
+
     /// A block before its first instruction.
     fn block(&mut self, number: u32) -> Block {
         let threads: u32 = self.shape.block.iter().product();

@@ -103,7 +103,7 @@ impl Turn<'_, '_> {
                 rows[lane] = self.check(Space::Shared, deed, Order::Weak, lane, addresses[lane], 16)?;
             }
         }
-        self.machine.idle = 0;
+        self.machine.progress();
         Ok(rows)
     }
 

@@ -21,6 +21,8 @@ pub(crate) struct WarpOrder {
     fences: [Option<Box<Release>>; LANES],
     /// What relaxed reads saw; the next fence learns it.
     pending: [Option<Box<Knowledge>>; LANES],
+    /// What each lane learnt last, because those that poll learn the same again and again.
+    learnt: [[Option<Rc<Knowledge>>; 2]; LANES],
 }
 
 impl Default for WarpOrder {
@@ -31,6 +33,7 @@ impl Default for WarpOrder {
             knowledge: std::array::from_fn(|_| Rc::clone(&nothing)),
             fences: std::array::from_fn(|_| None),
             pending: std::array::from_fn(|_| None),
+            learnt: std::array::from_fn(|_| [None, None]),
         }
     }
 }
@@ -110,15 +113,16 @@ impl Turn<'_, '_> {
         };
         let (block, reach) = (self.state.number, reach_of(scope, self.state));
         if deed != Deed::Write {
-            let mut seen = Knowledge::default();
             let is_shared = space == Space::Shared;
             let variables = if is_shared { &self.state.variables } else { &self.machine.variables };
-            variables.read(address, block, reach, &mut seen);
-            if !seen.is_empty() {
-                if acquires {
-                    Rc::make_mut(&mut self.warp.order.knowledge[lane]).join(&seen);
-                } else {
-                    self.warp.order.pending[lane].get_or_insert_default().join(&seen);
+            for (at, told) in variables.read(address, block, reach).into_iter().enumerate() {
+                let Some(told) = told else { continue };
+                let order = &mut self.warp.order;
+                if !acquires {
+                    order.pending[lane].get_or_insert_default().join(told);
+                } else if !order.learnt[lane][at].as_ref().is_some_and(|learnt| Rc::ptr_eq(learnt, told)) {
+                    Rc::make_mut(&mut order.knowledge[lane]).join(told);
+                    order.learnt[lane][at] = Some(Rc::clone(told));
                 }
             }
         }

@@ -19,6 +19,8 @@ const MOST_INSTRUCTIONS: u64 = 4096;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum After {
     Ready,
+    /// It can go on, but others should first: it may be waiting for them.
+    Polling,
     Waiting,
     Ended,
 }
@@ -84,6 +86,7 @@ impl Turn<'_, '_> {
                     return Ok(After::Waiting);
                 }
                 _ if self.warp.live == 0 => return Ok(After::Ended),
+                Next::Yield => return Ok(After::Polling),
                 _ => return Ok(After::Ready),
             }
         }
@@ -152,7 +155,7 @@ impl Turn<'_, '_> {
             Control::Table { index, targets, meeting } => self.branch_by_table(*index, targets, *meeting),
             Control::Exit => {
                 self.state.live_threads -= active.count_ones();
-                self.machine.idle = 0;
+                self.machine.progress();
                 let at = self.warp.frames.last().map_or(0, |top| top.at);
                 self.warp.exit(active);
                 if let Some(top) = self.warp.frames.last_mut() {

@@ -27,17 +27,15 @@ pub(crate) fn note_reconvergence(code: &mut [Instruction]) {
         }
     }
     let dominators = immediate_post_dominators(&successors);
-    for at in 0..code.len() {
+    for (at, instruction) in code.iter_mut().enumerate() {
         let block = block_of(at as u32);
         let meeting =
             dominators[block].filter(|found| *found < blocks).map_or(NOWHERE, |found| starts[found]);
-        match &mut code[at].operation {
-            Operation::Control(
-                Control::Branch { meeting: into, .. } | Control::Table { meeting: into, .. },
-            ) => {
-                *into = meeting;
-            }
-            _ => {}
+        if let Operation::Control(
+            Control::Branch { meeting: into, .. } | Control::Table { meeting: into, .. },
+        ) = &mut instruction.operation
+        {
+            *into = meeting;
         }
     }
 }

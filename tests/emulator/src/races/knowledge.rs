@@ -24,11 +24,6 @@ impl Knowledge {
         clocks.is_some_and(|clocks| clocks.get(epoch.thread()).is_some_and(|clock| *clock >= epoch.clock()))
     }
 
-    /// Whether nothing is known.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.blocks.is_empty()
-    }
-
     /// Adds what another one knows.
     pub(crate) fn join(&mut self, other: &Knowledge) {
         for (block, clocks) in &other.blocks {

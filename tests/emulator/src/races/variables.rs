@@ -34,7 +34,7 @@ impl Release {
 /// What is released through every address.
 #[derive(Debug, Default)]
 pub(crate) struct Variables {
-    told: HashMap<(u64, Reach), Knowledge>,
+    told: HashMap<(u64, Reach), Rc<Knowledge>>,
 }
 
 impl Variables {
@@ -45,21 +45,16 @@ impl Variables {
             self.told.remove(&(address, Reach::Block(block)));
         }
         let Some(release) = release else { return };
-        release.teach(self.told.entry((address, Reach::Block(block))).or_default());
+        release.teach(Rc::make_mut(self.told.entry((address, Reach::Block(block))).or_default()));
         if release.reach == Reach::Device {
-            release.teach(self.told.entry((address, Reach::Device)).or_default());
+            release.teach(Rc::make_mut(self.told.entry((address, Reach::Device)).or_default()));
         }
     }
 
-    /// What a read of `address` with a reach may learn.
-    pub(crate) fn read(&self, address: u64, block: u32, reach: Reach, into: &mut Knowledge) {
-        if let Some(told) = self.told.get(&(address, Reach::Block(block))) {
-            into.join(told);
-        }
-        if reach == Reach::Device
-            && let Some(told) = self.told.get(&(address, Reach::Device))
-        {
-            into.join(told);
-        }
+    /// What a read of `address` with a reach may learn: from its block, and from everybody.
+    pub(crate) fn read(&self, address: u64, block: u32, reach: Reach) -> [Option<&Rc<Knowledge>>; 2] {
+        let of_block = self.told.get(&(address, Reach::Block(block)));
+        let of_device = if reach == Reach::Device { self.told.get(&(address, Reach::Device)) } else { None };
+        [of_block, of_device]
     }
 }

@@ -108,3 +108,21 @@ KERNEL void matmul(const char *a, const char *b, float *c, u32 columns, u32 tile
   out[8 * columns + 8] = right.s[2];
   out[8 * columns + 9] = right.s[3];
 }
+
+INLINE float low(u32 pair) { return __builtin_bit_cast(float, pair << 16); }
+INLINE float high(u32 pair) { return __builtin_bit_cast(float, pair & 0xffff0000u); }
+
+// out[row] = weights[row] · x, a warp to a row; both are bf16, rows have 256 · pieces elements.
+KERNEL void matvec(const u32x4 *weights, const u32x4 *x, float *out, u32 pieces) {
+  u32 row = BLOCK * 4 + THREAD / 32, lane = THREAD % 32;
+  float sum = 0.0f;
+  for (u32 piece = 0; piece < pieces; ++piece) {
+    u32x4 w = weights[(row * pieces + piece) * 32 + lane], v = x[piece * 32 + lane];
+    for (int i = 0; i < 4; ++i) {
+      sum = __builtin_fmaf(low(w[i]), low(v[i]), sum);
+      sum = __builtin_fmaf(high(w[i]), high(v[i]), sum);
+    }
+  }
+  for (int offset = 16; offset > 0; offset /= 2) sum += __nvvm_shfl_sync_bfly_f32(-1, sum, offset, 31);
+  if (lane == 0) out[row] = sum;
+}
