@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use crate::ptx::resolver::CONSTANT_BASE;
 use crate::races::Shadow;
 
 /// Lowest address that is handed out. Its high bits tell it from offsets, sizes and host pointers.
@@ -165,6 +166,22 @@ impl Memory {
         let Ok(length) = usize::try_from(bytes) else { return false };
         self.locate(address, length)
             .is_ok_and(|(allocation, start)| (start..start + length).all(|at| allocation.is_initialised(at)))
+    }
+
+    /// Puts what a module brings along before everything else, until the launch is over.
+    pub(crate) fn lend_constants(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let mut constants = Allocation::new(CONSTANT_BASE, bytes.len());
+        constants.bytes.copy_from_slice(bytes);
+        constants.initialise(0, bytes.len());
+        self.allocations.insert(0, constants);
+    }
+
+    /// Ends that.
+    pub(crate) fn take_constants_back(&mut self) {
+        self.allocations.retain(|allocation| allocation.address != CONSTANT_BASE);
     }
 
     /// The allocation that holds all of `bytes` bytes at `address`, and where in it they begin.

@@ -159,6 +159,32 @@ fn addresses_are_resolved_by_their_window() {
 }
 
 #[test]
+fn constants_come_with_the_module() {
+    let table = ".const .align 4 .b8 table[12] = {1, 0, 0, 0, 255, 255, 255, 255};\n\
+                 .global .align 4 .b32 other[2] = {7, 0x10};";
+    let body = "mov.b64 %d2, table;\nadd.s64 %d2, %d2, 4;\nld.const.b32 %r1, [%d2];\nld.const.b32 %r2, [table];\n\
+                ld.const.b32 %r3, [table+8];\nld.global.b32 %r4, [other+4];\n\
+                st.global.v4.b32 [%d0], {%r1, %r2, %r3, %r4};";
+    let found =
+        run_text(&kernel(table, body), shape(1, 1), &[9; 4], 0).unwrap_or_else(|fault| panic!("{fault}"));
+    assert_eq!(found, [u32::MAX, 1, 0, 16]);
+    assert_fault(
+        &kernel(table, "ld.const.b32 %r1, [table+20];"),
+        shape(1, 1),
+        &[0],
+        "ld.const",
+        "lies in no allocation",
+    );
+    assert_fault(
+        &kernel(table, "st.global.b32 [other], 1;"),
+        shape(1, 1),
+        &[0],
+        "st.global",
+        "of a constant",
+    );
+}
+
+#[test]
 fn grids_wait_for_blocks_that_fit() {
     // A barrier of the whole grid: every block adds one, then waits for all.
     let body = "mov.u32 %r1, %nctaid.x;\nbar.sync 0;\nsetp.ne.u32 %p1, %r0, 0;\n@%p1 bra MEET;\nmembar.gl;\natom.global.add.u32 %r2, [%d0], 1;\n\

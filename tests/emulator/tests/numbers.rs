@@ -231,6 +231,18 @@ fn fused_sums_are_exact_before_they_are_rounded() {
     let (a, b, c) = (whole(24), whole(24), whole(24));
     let scaled: Vec<u64> =
         c.iter().map(|bits| u64::from((f32::from_bits(*bits as u32) * 2f32.powi(24)).to_bits())).collect();
+    let pairs = |low: &[u64], high: &[u64]| {
+        low.iter().zip(high).map(|(low, high)| high << 32 | low).collect::<Vec<_>>()
+    };
+    let wide = [pairs(&a, &b), pairs(&b, &c), pairs(&c, &a)];
+    let operands = [(64, &wide[0][..]), (64, &wide[1][..]), (64, &wide[2][..])];
+    assert_computes("fma.rn.f32x2 O, A, B, C;", 64, &operands, |v| {
+        let part = |at: u32| {
+            let exact = single(v[0] >> at) as i128 * single(v[1] >> at) as i128 + single(v[2] >> at) as i128;
+            u64::from((exact as f32).to_bits())
+        };
+        part(32) << 32 | part(0)
+    });
     for third in [&c, &scaled] {
         let three = [(32, &a[..]), (32, &b[..]), (32, &third[..])];
         assert_computes("fma.rn.f32 O, A, B, C;", 32, &three, |v| {

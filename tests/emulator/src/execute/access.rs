@@ -8,7 +8,7 @@ use crate::memory::Allocation;
 use crate::ptx::Type;
 use crate::ptx::decode::memory::{Access, Element, Order};
 use crate::ptx::registers::File;
-use crate::ptx::resolver::{Address, LOCAL_BASE, Space};
+use crate::ptx::resolver::{Address, CONSTANT_BASE, LOCAL_BASE, Space};
 
 /// Bytes of the widest access.
 pub(crate) const WIDEST_BYTES: usize = 32;
@@ -70,6 +70,7 @@ impl Turn<'_, '_> {
                         .for_each(|(_, mask)| *mask |= 1 << lane);
                 }
             }
+            Space::Constant => masks[0].1 = active,
             space => {
                 masks.iter_mut().filter(|(other, _)| *other == space).for_each(|(_, mask)| *mask = active)
             }
@@ -271,6 +272,9 @@ impl Turn<'_, '_> {
             }
         }
         let allocation = &self.machine.memory.allocations[self.machine.recent];
+        if allocation.address == CONSTANT_BASE && !matches!(deed, Deed::Read | Deed::ReadConstant) {
+            return trouble(lane, format!("{} {length} bytes of a constant", verb(deed)));
+        }
         let start = (address - allocation.address) as usize;
         if deed != Deed::Write && !allocation.are_initialised(start, length) {
             let what = format!("{} {length} bytes at {address:#x}, which nobody wrote", verb(deed));

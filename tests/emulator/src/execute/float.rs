@@ -9,7 +9,7 @@ use crate::ptx::decode::float::{Float, FloatOperation as Is};
 
 /// Operations of lanes that the instruction counts as.
 pub(crate) fn operations(instruction: &Float) -> u64 {
-    let pair = if matches!(instruction.kind, Type::F16x2 | Type::BF16x2) { 2 } else { 1 };
+    let pair = if matches!(instruction.kind, Type::F16x2 | Type::BF16x2 | Type::F32x2) { 2 } else { 1 };
     let each = match instruction.operation {
         Is::MultiplyAdd => 2,
         Is::Absolute | Is::Negate | Is::CopySign => 0,
@@ -25,6 +25,7 @@ pub(crate) fn execute(instruction: &Float, registers: &mut Registers) {
         Type::F16 => short::<Half>(instruction, registers),
         Type::BF16 => short::<Brain>(instruction, registers),
         Type::F16x2 => pair::<Half>(instruction, registers),
+        Type::F32x2 => singles(instruction, registers),
         _ => pair::<Brain>(instruction, registers),
     }
 }
@@ -63,6 +64,22 @@ fn single_with_modifiers(instruction: &Float, registers: &mut Registers) {
         } else {
             result.clamp(0.0, 1.0)
         }
+    });
+}
+
+/// Two singles in one wide register.
+fn singles(instruction: &Float, registers: &mut Registers) {
+    let &Float { operation, flushes, to, first, second, third, .. } = instruction;
+    registers.map_three(to, (first, second, third), |a: u64, b: u64, c: u64| {
+        let part = |shift: u32| {
+            let [a, b, c] = [a, b, c].map(|word| {
+                let value = f32::from_bits((word >> shift) as u32);
+                if flushes { flush(value) } else { value }
+            });
+            let result = of_singles(operation, a, b, c);
+            u64::from((if flushes { flush(result) } else { result }).to_bits())
+        };
+        part(32) << 32 | part(0)
     });
 }
 

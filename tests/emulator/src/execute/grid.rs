@@ -87,6 +87,7 @@ impl<'launch> Grid<'launch> {
         }
         let fresh = Registers::new(&entry.layout);
         memory.generation += 1;
+        memory.lend_constants(&entry.constants);
         let machine = Machine {
             entry,
             shape,
@@ -117,11 +118,17 @@ impl<'launch> Grid<'launch> {
 
     /// Runs every block to its end.
     pub(crate) fn run(mut self) -> Result<Counts, Fault> {
+        let result = self.run_blocks();
+        self.machine.memory.take_constants_back();
+        result.map(|()| self.machine.counts)
+    }
+
+    fn run_blocks(&mut self) -> Result<(), Fault> {
         while self.resident < RESIDENT_BLOCKS.min(self.most_resident) && self.admit() {}
         loop {
             if self.ready.is_empty() {
                 if self.resident == 0 && !self.admit() {
-                    return Ok(self.machine.counts);
+                    return Ok(());
                 }
                 self.refill()?;
             }

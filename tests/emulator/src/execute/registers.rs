@@ -165,10 +165,8 @@ impl Registers {
         if active == u32::MAX {
             *into = values;
         } else {
-            for lane in 0..LANES {
-                if active >> lane & 1 == 1 {
-                    into[lane] = values[lane];
-                }
+            for lane in lanes_of(active) {
+                into[lane] = values[lane];
             }
         }
     }
@@ -219,10 +217,17 @@ impl Registers {
         self.defined[File::Predicate as usize][to as usize] &= !self.active | defined;
     }
 
+    /// Notes the lanes of a register that were never written.
+    #[inline(always)]
+    fn note<W: Word>(&mut self, slot: Slot) {
+        self.missing |= self.active & !self.defined[W::FILE as usize][slot as usize];
+    }
+
     /// One operand.
     #[inline(always)]
     pub(crate) fn map<A: Scalar, D: Scalar>(&mut self, to: Slot, first: Slot, compute: impl Fn(A) -> D) {
-        let first = self.read::<A::Word>(first);
+        self.note::<A::Word>(first);
+        let first = A::Word::of(self, first);
         let mut values = [D::Word::default(); LANES];
         for lane in 0..LANES {
             values[lane] = compute(A::from_word(first[lane])).into_word();
@@ -238,8 +243,9 @@ impl Registers {
         (first, second): (Slot, Slot),
         compute: impl Fn(A, B) -> D,
     ) {
-        let first = self.read::<A::Word>(first);
-        let second = self.read::<B::Word>(second);
+        self.note::<A::Word>(first);
+        self.note::<B::Word>(second);
+        let (first, second) = (A::Word::of(self, first), B::Word::of(self, second));
         let mut values = [D::Word::default(); LANES];
         for lane in 0..LANES {
             values[lane] = compute(A::from_word(first[lane]), B::from_word(second[lane])).into_word();
@@ -255,9 +261,11 @@ impl Registers {
         (first, second, third): (Slot, Slot, Slot),
         compute: impl Fn(A, B, C) -> D,
     ) {
-        let first = self.read::<A::Word>(first);
-        let second = self.read::<B::Word>(second);
-        let third = self.read::<C::Word>(third);
+        self.note::<A::Word>(first);
+        self.note::<B::Word>(second);
+        self.note::<C::Word>(third);
+        let (first, second) = (A::Word::of(self, first), B::Word::of(self, second));
+        let third = C::Word::of(self, third);
         let mut values = [D::Word::default(); LANES];
         for lane in 0..LANES {
             let (a, b) = (A::from_word(first[lane]), B::from_word(second[lane]));
@@ -274,8 +282,9 @@ impl Registers {
         second: Slot,
         holds: impl Fn(A, A) -> bool,
     ) -> u32 {
-        let first = self.read::<A::Word>(first);
-        let second = self.read::<A::Word>(second);
+        self.note::<A::Word>(first);
+        self.note::<A::Word>(second);
+        let (first, second) = (A::Word::of(self, first), A::Word::of(self, second));
         let mut mask = 0;
         for lane in 0..LANES {
             mask |= u32::from(holds(A::from_word(first[lane]), A::from_word(second[lane]))) << lane;

@@ -12,7 +12,7 @@ pub(crate) fn base(space: Space) -> u64 {
     match space {
         Space::Shared => SHARED,
         Space::Local => LOCAL,
-        Space::Generic | Space::Global | Space::Parameter => 0,
+        Space::Generic | Space::Global | Space::Parameter | Space::Constant => 0,
     }
 }
 

@@ -8,8 +8,8 @@ use super::decode::{self, Instruction};
 use super::flow;
 use super::lexer::Token;
 use super::registers::Registers;
-use super::resolver::{LOCAL_BASE, Resolver, SHARED_BASE, Space, Symbol};
-use super::statement::Statement;
+use super::resolver::{CONSTANT_BASE, LOCAL_BASE, Resolver, SHARED_BASE, Space, Symbol};
+use super::statement::{Operand, Statement, number};
 use super::types::Type;
 use super::{Entry, Parameter, ParseError};
 
@@ -20,6 +20,7 @@ pub(crate) struct Variable<'text> {
     pub(crate) alignment_bytes: u64,
     /// Its size; zero where the launch decides.
     pub(crate) bytes: u64,
+    pub(crate) element_bytes: u64,
 }
 
 /// Variables of a memory, one behind the other.
@@ -37,8 +38,15 @@ impl<'text> Placement<'text> {
     }
 }
 
-/// Reads what follows `.shared` or `.local`: alignment, type, name, size.
-pub(crate) fn variable<'text>(cursor: &mut Cursor<'text>) -> Result<Variable<'text>, ParseError> {
+/// Reads what follows `.shared` or `.local`.
+pub(crate) fn uninitialised<'text>(cursor: &mut Cursor<'text>) -> Result<Variable<'text>, ParseError> {
+    let variable = variable(cursor)?;
+    cursor.expect_mark(';')?;
+    Ok(variable)
+}
+
+/// Reads alignment, type, name and size.
+fn variable<'text>(cursor: &mut Cursor<'text>) -> Result<Variable<'text>, ParseError> {
     let mut alignment = None;
     let mut element = None;
     loop {
@@ -57,16 +65,52 @@ pub(crate) fn variable<'text>(cursor: &mut Cursor<'text>) -> Result<Variable<'te
                 }
                 bytes *= count;
             }
-            cursor.expect_mark(';')?;
             let alignment_bytes = alignment.unwrap_or(element);
             if !alignment_bytes.is_power_of_two() {
                 return Err(cursor.error(format!("an alignment of {alignment_bytes} bytes")));
             }
-            return Ok(Variable { name: word, alignment_bytes, bytes });
+            return Ok(Variable { name: word, alignment_bytes, bytes, element_bytes: element });
         } else {
             return Err(cursor.error(format!("`{word}` in the declaration of a variable")));
         }
     }
+}
+
+/// Reads what follows `.const` or `.global`: a variable that the module gives its bytes.
+pub(crate) fn constant<'text>(
+    cursor: &mut Cursor<'text>,
+    outside: &mut Outside<'text>,
+) -> Result<(), ParseError> {
+    let variable = variable(cursor)?;
+    cursor.expect_mark('=')?;
+    cursor.expect_mark('{')?;
+    let mut bytes = Vec::new();
+    let element = variable.element_bytes as usize;
+    while !cursor.take_mark('}') {
+        if !bytes.is_empty() {
+            cursor.expect_mark(',')?;
+        }
+        let is_negative = cursor.take_mark('-');
+        let word = cursor.word("a number")?;
+        let value = match number(word) {
+            Some(Operand::Integer(value)) if is_negative => value.wrapping_neg(),
+            Some(Operand::Integer(value) | Operand::Float64(value)) => value,
+            Some(Operand::Float32(bits)) => u64::from(bits),
+            _ => return Err(cursor.error(format!("`{word}` among the bytes of a constant"))),
+        };
+        bytes.extend(&value.to_le_bytes()[..element]);
+    }
+    cursor.expect_mark(';')?;
+    if bytes.len() as u64 > variable.bytes {
+        return Err(cursor.error(format!("{} bytes for a constant of {}", bytes.len(), variable.bytes)));
+    }
+    // What is not given is zero.
+    bytes.resize(variable.bytes as usize, 0);
+    let start = outside.constant_bytes.len().next_multiple_of(variable.alignment_bytes as usize);
+    outside.constant_bytes.resize(start, 0);
+    outside.constant_bytes.extend(bytes);
+    outside.constants.push((variable.name, start as u64));
+    Ok(())
 }
 
 /// What the module declares for all of its entries.
@@ -74,6 +118,9 @@ pub(crate) fn variable<'text>(cursor: &mut Cursor<'text>) -> Result<Variable<'te
 pub(crate) struct Outside<'text> {
     /// Static shared variables.
     pub(crate) shared: Vec<Variable<'text>>,
+    /// Names and addresses of constants, and their bytes, one behind the other.
+    pub(crate) constants: Vec<(&'text str, u64)>,
+    pub(crate) constant_bytes: Vec<u8>,
     /// Names of the dynamic shared memory.
     pub(crate) dynamic: Vec<Variable<'text>>,
 }
@@ -223,8 +270,8 @@ fn label<'text>(
 fn directive<'text>(cursor: &mut Cursor<'text>, draft: &mut Draft<'text>) -> Result<(), ParseError> {
     match cursor.word("a directive")? {
         ".reg" => registers(cursor, draft),
-        ".shared" => variable(cursor).map(|variable| draft.shared.place(&variable)),
-        ".local" => variable(cursor).map(|variable| draft.local.place(&variable)),
+        ".shared" => uninitialised(cursor).map(|variable| draft.shared.place(&variable)),
+        ".local" => uninitialised(cursor).map(|variable| draft.local.place(&variable)),
         ".loc" | ".file" | ".pragma" => {
             cursor.skip_line();
             Ok(())
@@ -271,6 +318,9 @@ fn finish<'text>(
     for (symbol, address) in draft.local.placed.iter().copied() {
         symbols.insert(symbol, Symbol { space: Space::Local, address });
     }
+    for (symbol, offset) in outside.constants.iter().copied() {
+        symbols.insert(symbol, Symbol { space: Space::Constant, address: CONSTANT_BASE + offset });
+    }
     for (symbol, parameter) in &parameters {
         let address = u64::from(parameter.offset_bytes);
         symbols.insert(symbol, Symbol { space: Space::Parameter, address });
@@ -293,6 +343,7 @@ fn finish<'text>(
         code,
         layout: resolver.registers.layout,
         dynamic_shared_base: dynamic_base,
+        constants: outside.constant_bytes.clone(),
         local_bytes: draft.local.end - LOCAL_BASE,
         text: Arc::clone(text),
     })

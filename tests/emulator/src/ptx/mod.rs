@@ -42,6 +42,8 @@ pub struct Entry {
     /// Where dynamic shared memory begins in the window.
     pub(crate) dynamic_shared_base: u64,
     pub(crate) local_bytes: u64,
+    /// Bytes that the module brings along.
+    pub(crate) constants: Vec<u8>,
     text: Arc<str>,
 }
 
@@ -104,9 +106,10 @@ impl Module {
                     if !cursor.take_word(".shared") {
                         return Err(cursor.error("only shared memory may be extern".to_owned()));
                     }
-                    outside.dynamic.push(entry::variable(&mut cursor)?);
+                    outside.dynamic.push(entry::uninitialised(&mut cursor)?);
                 }
-                ".shared" => outside.shared.push(entry::variable(&mut cursor)?),
+                ".const" | ".global" => entry::constant(&mut cursor, &mut outside)?,
+                ".shared" => outside.shared.push(entry::uninitialised(&mut cursor)?),
                 ".entry" => module.entries.push(entry::parse(&mut cursor, &outside, &shared)?),
                 word => return Err(cursor.error(format!("`{word}` is not known here"))),
             }

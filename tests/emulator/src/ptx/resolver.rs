@@ -11,6 +11,9 @@ pub(crate) const SHARED_BASE: u64 = 1024;
 /// Where a thread's local memory begins in its window.
 pub(crate) const LOCAL_BASE: u64 = 256;
 
+/// Where the constants of a module lie.
+pub(crate) const CONSTANT_BASE: u64 = 0x0000_0c00_0000_0000;
+
 /// A memory that instructions name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Space {
@@ -19,6 +22,8 @@ pub(crate) enum Space {
     Shared,
     Local,
     Parameter,
+    /// What the module brings along, at addresses of its own among those of global memory.
+    Constant,
 }
 
 /// A variable or parameter.
@@ -150,7 +155,8 @@ impl Resolver<'_> {
         let offset = *offset as u64;
         let Some(name) = base else { return Ok(Address { base: None, offset }) };
         if let Some(symbol) = self.symbols.get(name) {
-            if symbol.space != space {
+            let is_constant = symbol.space == Space::Constant && space == Space::Global;
+            if symbol.space != space && !is_constant {
                 return Err(format!("`{name}` lies in another memory"));
             }
             return Ok(Address { base: None, offset: symbol.address.wrapping_add(offset) });

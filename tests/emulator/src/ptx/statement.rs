@@ -106,7 +106,7 @@ fn scalar<'text>(cursor: &mut Cursor<'text>) -> Result<Operand<'text>, ParseErro
 }
 
 /// A number of any of PTX's spellings.
-fn number(word: &str) -> Option<Operand<'static>> {
+pub(crate) fn number(word: &str) -> Option<Operand<'static>> {
     let lower = word.to_ascii_lowercase();
     if let Some(digits) = lower.strip_prefix("0f") {
         return (digits.len() == 8)

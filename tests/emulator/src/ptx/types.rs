@@ -23,6 +23,7 @@ pub(crate) enum Type {
     U64,
     S64,
     F64,
+    F32x2,
 }
 
 impl Type {
@@ -49,6 +50,7 @@ impl Type {
             "u64" => Type::U64,
             "s64" => Type::S64,
             "f64" => Type::F64,
+            "f32x2" => Type::F32x2,
             _ => return None,
         })
     }
@@ -60,7 +62,7 @@ impl Type {
             Type::B8 | Type::U8 | Type::S8 => 1,
             Type::B16 | Type::U16 | Type::S16 | Type::F16 | Type::BF16 => 2,
             Type::B32 | Type::U32 | Type::S32 | Type::F32 | Type::TF32 | Type::F16x2 | Type::BF16x2 => 4,
-            Type::B64 | Type::U64 | Type::S64 | Type::F64 => 8,
+            Type::B64 | Type::U64 | Type::S64 | Type::F64 | Type::F32x2 => 8,
         }
     }
 
@@ -73,7 +75,14 @@ impl Type {
     pub(crate) fn is_float(self) -> bool {
         matches!(
             self,
-            Type::F16 | Type::BF16 | Type::F32 | Type::TF32 | Type::F16x2 | Type::BF16x2 | Type::F64
+            Type::F16
+                | Type::BF16
+                | Type::F32
+                | Type::TF32
+                | Type::F16x2
+                | Type::BF16x2
+                | Type::F64
+                | Type::F32x2
         )
     }
 }

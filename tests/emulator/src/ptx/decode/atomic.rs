@@ -57,7 +57,7 @@ pub(crate) fn decode(opcode: &str, form: &mut Form<'_, '_, '_, '_>) -> Result<At
     form.modifiers.take("noftz");
     form.modifiers.take_prefixed("L2::");
     let kind = form.kind()?;
-    if !fits(operation, kind) || matches!(space, Space::Local | Space::Parameter) {
+    if !fits(operation, kind) || matches!(space, Space::Local | Space::Parameter | Space::Constant) {
         return Err(format!("{operation:?} on {kind:?} in {space:?} memory"));
     }
     let result = usize::from(opcode == "atom");
@@ -73,7 +73,10 @@ pub(crate) fn decode(opcode: &str, form: &mut Form<'_, '_, '_, '_>) -> Result<At
 fn fits(operation: AtomicOperation, kind: Type) -> bool {
     use AtomicOperation as Is;
     match operation {
-        Is::Add => !matches!(kind, Type::TF32 | Type::Pred | Type::B32 | Type::B64) && kind.bytes() >= 2,
+        Is::Add => {
+            !matches!(kind, Type::TF32 | Type::F32x2 | Type::Pred | Type::B32 | Type::B64)
+                && kind.bytes() >= 2
+        }
         Is::Minimum | Is::Maximum => matches!(kind, Type::U32 | Type::S32 | Type::U64 | Type::S64),
         Is::Increment | Is::Decrement => kind == Type::U32,
         Is::CompareAndSwap => matches!(kind, Type::B16 | Type::B32 | Type::B64),

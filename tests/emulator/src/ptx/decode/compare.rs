@@ -78,7 +78,8 @@ pub(crate) fn decode(opcode: &str, form: &mut Form<'_, '_, '_, '_>) -> Result<Co
     }
     let kind = form.kind()?;
     form.expect(if join.is_some() { 4 } else { 3 })?;
-    if matches!(kind, Type::F16x2 | Type::BF16x2 | Type::Pred | Type::TF32) || kind.bytes() < 2 {
+    if matches!(kind, Type::F16x2 | Type::BF16x2 | Type::F32x2 | Type::Pred | Type::TF32) || kind.bytes() < 2
+    {
         return Err(format!("`setp` on {kind:?}"));
     }
     let (to, other) = match &form.operands[0] {
@@ -130,7 +131,8 @@ fn set_number(
         Type::F32 => 1f32.to_bits(),
         _ => return Err(format!("`set` to {result:?}")),
     };
-    if matches!(kind, Type::F16x2 | Type::BF16x2 | Type::Pred | Type::TF32) || kind.bytes() < 2 {
+    if matches!(kind, Type::F16x2 | Type::BF16x2 | Type::F32x2 | Type::Pred | Type::TF32) || kind.bytes() < 2
+    {
         return Err(format!("`set` on {kind:?}"));
     }
     form.expect(3)?;

@@ -86,7 +86,7 @@ fn check(into: Type, from: Type, mode: Option<&str>) -> Result<(), Refusal> {
     let fits = match (into, from) {
         (Type::Pred | Type::B8 | Type::B16 | Type::B32 | Type::B64, _) => false,
         (_, Type::Pred | Type::B8 | Type::B16 | Type::B32 | Type::B64) => false,
-        (_, Type::TF32 | Type::F16x2 | Type::BF16x2) => false,
+        (_, Type::TF32 | Type::F16x2 | Type::BF16x2 | Type::F32x2) | (Type::F32x2, _) => false,
         (Type::TF32, Type::F32) => matches!(mode, Some("rna" | "rn" | "rz")),
         (Type::F16x2 | Type::BF16x2, Type::F32) => matches!(mode, Some("rn" | "rz")),
         (Type::TF32 | Type::F16x2 | Type::BF16x2, _) => false,

@@ -55,6 +55,9 @@ fn allowed(opcode: &str, kind: Type, mode: &str) -> bool {
     let is_short = matches!(kind, Type::F16 | Type::F16x2 | Type::BF16 | Type::BF16x2);
     let is_single = kind == Type::F32;
     let is_double = kind == Type::F64;
+    if kind == Type::F32x2 {
+        return matches!((opcode, mode), ("add" | "sub" | "mul", "" | "rn") | ("fma", "rn"));
+    }
     match opcode {
         "add" | "sub" | "mul" => matches!(mode, "" | "rn") && kind != Type::TF32,
         "fma" => mode == "rn" && kind != Type::TF32,

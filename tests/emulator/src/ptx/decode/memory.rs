@@ -52,11 +52,12 @@ pub(crate) enum Access {
 
 /// The memory that the modifiers name.
 pub(crate) fn space(modifiers: &mut Modifiers<'_>) -> Result<Space, Refusal> {
-    let names = ["global", "shared", "shared::cta", "local", "param"];
+    let names = ["global", "shared", "shared::cta", "local", "param", "const"];
     Ok(match modifiers.take_one(&names) {
         Some("global") => Space::Global,
         Some("shared" | "shared::cta") => Space::Shared,
         Some("local") => Space::Local,
+        Some("const") => Space::Constant,
         Some(_) => Space::Parameter,
         None => Space::Generic,
     })
@@ -112,6 +113,9 @@ pub(crate) fn decode(opcode: &str, form: &mut Form<'_, '_, '_, '_>) -> Result<Ac
         return Err(format!("{} registers where {count} are due", elements.len()));
     }
     let address = form.resolver.address(&form.operands[place], space)?;
+    if space == Space::Constant && !is_load {
+        return Err("constants are not written".to_owned());
+    }
     if space == Space::Parameter && (!is_load || address.base.is_some()) {
         return Err("parameters are read at fixed addresses only".to_owned());
     }

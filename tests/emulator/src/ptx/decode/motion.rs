@@ -83,8 +83,8 @@ pub(crate) fn decode(opcode: &str, form: &mut Form<'_, '_, '_, '_>) -> Result<Mo
 
 fn address(form: &mut Form<'_, '_, '_, '_>) -> Result<Motion, Refusal> {
     let to_space = form.modifiers.take("to");
-    let space = match form.modifiers.take_one(&["global", "shared", "local", "shared::cta"]) {
-        Some("global") => Space::Global,
+    let space = match form.modifiers.take_one(&["global", "const", "shared", "local", "shared::cta"]) {
+        Some("global" | "const") => Space::Global,
         Some("local") => Space::Local,
         Some(_) => Space::Shared,
         None => return Err("`cvta` between memories that are not known".to_owned()),
