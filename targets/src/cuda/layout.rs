@@ -10,6 +10,10 @@ use qwen2c_request::{CACHE_BLOCK_POSITIONS, CacheType, Element, Quantization, We
 /// Bytes of a unit: the widest load of a thread.
 pub(crate) const UNIT_BYTES: u64 = 16;
 
+/// Bytes that memory gives at least: blocks of a quantized weight begin at multiples of it, so that a warp's
+/// 512 bytes are 16 sectors and not 17.
+const SECTOR_BYTES: u64 = 32;
+
 /// Units that a warp loads side by side.
 pub(crate) const BLOCK_UNITS: u64 = 32;
 
@@ -113,7 +117,10 @@ impl WarpGeometry {
     /// Bytes of a block of `units`, at most 32.
     pub(crate) fn block_bytes(self, units: u64) -> u64 {
         let end = self.minima_at_bytes(units).unwrap_or_else(|| self.scales_at_bytes(units));
-        (end + self.groups(units) * self.scaling_bytes()).next_multiple_of(UNIT_BYTES)
+        if self.quantization.is_none() {
+            return end;
+        }
+        (end + self.groups(units) * self.scaling_bytes()).next_multiple_of(SECTOR_BYTES)
     }
 
     /// Bytes of a panel: its blocks one after the other.

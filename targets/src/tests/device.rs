@@ -2,6 +2,9 @@
 
 use qwen2c_emulator::{Counts, LaunchShape, Memory, Module, Schedule, launch};
 
+use qwen2c_request::{KernelRequest, Target, WeightLayout};
+
+use super::operands;
 use crate::{AnyTarget, KeepText, KernelSource, compile_kernels};
 
 /// Orders of blocks and warps that must give the same bits.
@@ -9,6 +12,30 @@ const SEEDS: [u64; 2] = [0, 7];
 
 /// Memory of the device: more than any test needs.
 const CAPACITY_BYTES: u64 = 1 << 32;
+
+/// Bytes of a kernel's operands.
+pub(super) struct Bytes {
+    /// Of all weights, in their layouts.
+    pub(super) weights: u64,
+}
+
+/// What a request's kernel moves and computes for `count` rows.
+pub(super) fn count(
+    target: &AnyTarget,
+    request: &KernelRequest,
+    count: u64,
+    inputs: &[Vec<f32>],
+    weights: &[Vec<f32>],
+    caches: &[Vec<u8>],
+) -> (Counts, Bytes) {
+    let choice = target.choose(request).unwrap();
+    let layouts: Vec<WeightLayout> = choice.layouts.iter().map(|options| options[0].layout).collect();
+    let mut buffers = operands(request, &layouts, count, (inputs, weights, caches));
+    let of_weights = buffers.iter().skip(request.inputs.len()).take(request.weights.len());
+    let bytes = Bytes { weights: of_weights.map(|bytes| bytes.len() as u64).sum() };
+    let source = KernelSource { name: "kernel", request, layouts: &layouts };
+    (run(target, &source, choice.workspace_bytes, count, &mut buffers), bytes)
+}
 
 /// Runs all launches of a kernel on copies of `buffers`, which get what the device wrote; returns what it
 /// counted.

@@ -5,6 +5,7 @@ mod device;
 mod elementwise;
 mod experts;
 mod products;
+mod traffic;
 pub(super) mod weights;
 
 use std::ffi::{CString, c_void};
@@ -190,21 +191,9 @@ fn run(
     let choice = target.choose(request).unwrap();
     let layouts: Vec<WeightLayout> =
         choice.layouts.iter().map(|options| options.last().unwrap().layout).collect();
-    let mut buffers: Vec<Vec<u8>> =
-        request.inputs.iter().zip(inputs).map(|(ty, x)| value_bytes(ty, x)).collect();
-    for ((ty, layout), values) in request.weights.iter().zip(&layouts).zip(weights) {
-        buffers.push(pack(ty, *layout, values));
-    }
-    let first_cache = buffers.len();
-    buffers.extend(caches.iter().cloned());
-    let first_output = buffers.len();
-    buffers.extend(request.outputs.iter().map(|ty| {
-        if matches!(ty.element, Element::I8 { .. }) {
-            return vec![77; ty.bytes(count, count) as usize];
-        }
-        let elements = ty.bytes(count, count) / ty.element.bytes();
-        to_bytes(ty.element, &vec![77.0; elements as usize])
-    }));
+    let mut buffers = operands(request, &layouts, count, (inputs, weights, caches));
+    let first_cache = request.inputs.len() + request.weights.len();
+    let first_output = first_cache + request.caches.len();
     let source = KernelSource { name: "kernel", request, layouts: &layouts };
     match target {
         AnyTarget::Cpu(_) => run_here(&load(target, &source), count, &mut buffers),
@@ -224,6 +213,29 @@ fn run(
             element => from_bytes(element, bytes),
         })
         .collect()
+}
+
+/// The bytes of inputs, weights, caches and outputs.
+fn operands(
+    request: &KernelRequest,
+    layouts: &[WeightLayout],
+    count: u64,
+    (inputs, weights, caches): (&[Vec<f32>], &[Vec<f32>], &[Vec<u8>]),
+) -> Vec<Vec<u8>> {
+    let mut buffers: Vec<Vec<u8>> =
+        request.inputs.iter().zip(inputs).map(|(ty, x)| value_bytes(ty, x)).collect();
+    for ((ty, layout), values) in request.weights.iter().zip(layouts).zip(weights) {
+        buffers.push(pack(ty, *layout, values));
+    }
+    buffers.extend(caches.iter().cloned());
+    buffers.extend(request.outputs.iter().map(|ty| {
+        if matches!(ty.element, Element::I8 { .. }) {
+            return vec![77; ty.bytes(count, count) as usize];
+        }
+        let elements = ty.bytes(count, count) / ty.element.bytes();
+        to_bytes(ty.element, &vec![77.0; elements as usize])
+    }));
+    buffers
 }
 
 /// Calls a kernel for all of its tiles.

@@ -19,12 +19,15 @@ fn report(name: &str, counts: &Counts, began: Instant) {
     let seconds = began.elapsed().as_secs_f64();
     let lanes_per_us = counts.lane_instructions as f64 / seconds / 1e6;
     let megabytes_per_s = counts.global_read_bytes as f64 / seconds / 1e6;
-    eprintln!("{name:10} {lanes_per_us:7.0} M lane instructions/s {megabytes_per_s:7.0} MB/s read, {seconds:.3} s");
+    eprintln!(
+        "{name:10} {lanes_per_us:7.0} M lane instructions/s {megabytes_per_s:7.0} MB/s read, {seconds:.3} s"
+    );
 }
 
 fn main() {
     let mut memory = Memory::new(1 << 32);
-    let shape = |blocks, threads| LaunchShape { grid: [blocks, 1, 1], block: [threads, 1, 1], shared_bytes: 0 };
+    let shape =
+        |blocks, threads| LaunchShape { grid: [blocks, 1, 1], block: [threads, 1, 1], shared_bytes: 0 };
     let spin = Module::parse(LOOP).expect("a module");
     let entry = spin.entry("spin").expect("an entry");
     let began = Instant::now();
@@ -43,8 +46,8 @@ fn main() {
     parameters.extend(pieces.to_le_bytes());
     for name in ["matvec", "again"] {
         let began = Instant::now();
-        let counts =
-            launch(entry, &shape(rows / 4, 128), &parameters, &mut memory, Schedule::default()).expect("no fault");
+        let counts = launch(entry, &shape(rows / 4, 128), &parameters, &mut memory, Schedule::default())
+            .expect("no fault");
         report(name, &counts, began);
     }
 }

@@ -1,0 +1,76 @@
+//! What kernels of devices move, to the byte: a token's time on a device is the time of its bytes.
+
+use super::device::count;
+use super::*;
+
+fn device() -> AnyTarget {
+    resolve_target(&["sm_80"]).unwrap()
+}
+
+/// A product with one row: every byte of the weight is asked for once, and each warp asks for the inputs of its
+/// rows once, all of it 16 bytes wide.
+#[test]
+fn a_token_reads_every_weight_once_and_16_bytes_at_a_time() {
+    let formats = [
+        (None, 4),
+        (Some(Quantization::signed(8, 32)), 8),
+        (Some(Quantization::signed(4, 32)), 8),
+        (Some(Quantization::signed(4, 128)), 8),
+    ];
+    for (quantization, rows_of_warp) in formats {
+        // The second has inputs for several blocks of 32 units and a remainder.
+        for (inputs, outputs) in [(896_u64, 160_u64), (3648, 64)] {
+            let mut w_type = weight(Element::Bf16, &[outputs, inputs]);
+            w_type.quantization = quantization;
+            let mut ty = request(
+                Operation::Matmul { bias: false, residual: false, silu_multiply: false },
+                vec![rows(Element::Bf16, &[inputs])],
+                vec![w_type],
+                vec![rows(Element::F32, &[outputs])],
+            );
+            ty.max_rows = 1;
+            let (x, w) = (numbers(inputs, 41), numbers(outputs * inputs, 42));
+            let (counts, bytes) = count(&device(), &ty, 1, &[x], &[w], &[]);
+            let of_inputs = outputs / rows_of_warp * inputs * 2;
+            // Threads whose units share a group ask for its scales each, in one instruction.
+            let shared = quantization.map_or(0, |quantization| {
+                let units = inputs * u64::from(quantization.bits) / 128;
+                (units - inputs.div_ceil(quantization.group.into())) * 16 * (outputs / rows_of_warp)
+            });
+            let read = bytes.weights + of_inputs;
+            assert_eq!(counts.global_read_bytes, read + shared, "{quantization:?}, {inputs}");
+            assert_eq!(counts.global_loads, counts.global_loads_of_16_bytes, "{quantization:?}, {inputs}");
+            // Runs of 16 bytes may begin in the middle of a sector.
+            assert!(counts.global_load_transactions * 32 <= read + read / 33, "{quantization:?}, {inputs}");
+            assert_eq!(counts.global_written_bytes, outputs * 4);
+            assert_eq!(counts.shared_bank_conflicts, 0);
+        }
+    }
+}
+
+/// Attention of one row: keys and values of all query heads of a kv head are read once.
+#[test]
+fn a_token_reads_the_cache_once() {
+    let (heads, kv_heads, head_dim, context) = (14_u64, 2_u64, 64_u64, 1024_u64);
+    let cache = |kind| CacheType { kind, slots: 1, kv_heads, context, head_dim, element: Element::Bf16 };
+    let mut ty = request(
+        Operation::Attention { heads, scale: Real(0.125) },
+        vec![rows(Element::F32, &[heads * head_dim]), rows(Element::I32, &[]), rows(Element::I32, &[])],
+        vec![],
+        vec![rows(Element::Bf16, &[heads * head_dim])],
+    );
+    ty.caches = vec![cache(CacheKind::Key), cache(CacheKind::Value)];
+    ty.max_rows = 1;
+    let cache_bytes = device().cache_bytes(&ty.caches[0]) as usize;
+    let positions = 900_u64;
+    let given = [numbers(heads * head_dim, 43), vec![positions as f32 - 1.0], vec![0.0]];
+    let (counts, _) = count(&device(), &ty, 1, &given, &[], &[vec![0; cache_bytes], vec![0; cache_bytes]]);
+    let floor = 2 * kv_heads * positions * head_dim * 2;
+    // Beside the cache: queries, for each block of positions, and partial results.
+    let blocks = positions.div_ceil(256);
+    let queries = kv_heads * blocks * 128 * 7 * 8 * 4;
+    let partial = heads * 128 * blocks * 4 * 5;
+    let beside = counts.global_read_bytes.saturating_sub(queries + partial);
+    assert!(beside <= floor + floor / 50, "{} bytes, {floor} at least", counts.global_read_bytes);
+    assert!(counts.global_read_bytes >= floor);
+}
