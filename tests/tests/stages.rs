@@ -20,9 +20,13 @@ struct Staged {
 
 impl Staged {
     fn build(name: &str, quant: &str) -> Self {
+        Self::build_for("x86-64-v3", name, quant)
+    }
+
+    fn build_for(target: &str, name: &str, quant: &str) -> Self {
         let build = Build::new(Golden::load(name).model());
-        let target = ["--target", "x86-64-v3", "--dtype", "bf16", "--context", "64", "--emit", STAGES];
-        Self { program: build.with(target).with(["--quant", quant]).finish() }
+        let options = ["--target", target, "--dtype", "bf16", "--context", "64", "--emit", STAGES];
+        Self { program: build.with(options).with(["--quant", quant]).finish() }
     }
 
     /// The default folder: beside the program.
@@ -132,6 +136,29 @@ fn a_quantized_model_through_the_stages_that_know_it() {
     let quantize = kernels.iter().find(|file| file.to_string_lossy().contains("quantize_rows"));
     let text = fs::read_to_string(quantize.expect("a kernel that quantizes")).expect("UTF-8");
     insta::assert_snapshot!("dense-gqa-int4.mlir.quantize_rows", text);
+}
+
+/// Which kernels of a program for `x86-64-amx` use the matrix unit, and what they ask of it: each names every
+/// instruction once.
+#[test]
+fn products_of_prompts_use_the_matrix_unit() {
+    for name in ["dense-gqa", "moe-sparse-step"] {
+        let staged = Staged::build_for("x86-64-amx", name, "int8");
+        let mut text = String::new();
+        for file in staged.kernels("asm") {
+            let asm = fs::read_to_string(&file).expect("UTF-8");
+            let mnemonics = asm.lines().filter_map(|line| line.split_whitespace().next());
+            let of_unit: BTreeSet<&str> = mnemonics
+                .filter(|mnemonic| ["tile", "tdp", "ldtile"].iter().any(|start| mnemonic.starts_with(start)))
+                .collect();
+            if !of_unit.is_empty() {
+                let kernel = file.file_stem().expect("a name").to_string_lossy().into_owned();
+                text.push_str(&format!("{kernel}: {}\n", of_unit.into_iter().collect::<Vec<_>>().join(" ")));
+            }
+            assert_calls_nothing_outside(&file);
+        }
+        insta::assert_snapshot!(format!("{name}-int8.matrix_unit"), text);
+    }
 }
 
 /// All layers of a model share their kernels: the time to compile them does not grow with the layers.

@@ -8,6 +8,7 @@
 mod buffer;
 mod control;
 mod device;
+mod matrix;
 mod ty;
 mod value;
 
@@ -15,7 +16,10 @@ use std::cell::Cell;
 use std::panic::Location as Caller;
 
 use melior::Context;
-use melior::ir::attribute::{DenseElementsAttribute, FloatAttribute, IntegerAttribute, TypeAttribute};
+use melior::ir::attribute::{
+    DenseElementsAttribute, DenseI32ArrayAttribute, FloatAttribute, IntegerAttribute, StringAttribute,
+    TypeAttribute,
+};
 use melior::ir::operation::OperationBuilder;
 use melior::ir::r#type::IntegerType;
 use melior::ir::{
@@ -27,6 +31,7 @@ use qwen2c_request::Element;
 pub(crate) use buffer::Buffer;
 use buffer::storage_scalar;
 pub(crate) use device::{Place, SHARED_SYMBOL, WARP_THREADS};
+pub(crate) use matrix::MatrixShape;
 pub(crate) use ty::{Scalar, Ty};
 pub(crate) use value::{Compare, Reduction, Val};
 
@@ -91,6 +96,7 @@ impl<'c> KernelBuilder<'c> {
             Scalar::Pointer => melior::dialect::llvm::r#type::pointer(self.context, 0),
             Scalar::GlobalPointer => melior::dialect::llvm::r#type::pointer(self.context, 1),
             Scalar::SharedPointer => melior::dialect::llvm::r#type::pointer(self.context, 3),
+            Scalar::Matrix => Type::parse(self.context, "!llvm.x86_amx").expect("the dialect is loaded"),
         }
     }
 
@@ -167,6 +173,18 @@ impl<'c> KernelBuilder<'c> {
         use melior::ir::operation::OperationLike;
         let result = operation.result(index).expect("the operation was built with this result");
         Val { raw: result.to_raw(), ty, builder: self.shortened() }
+    }
+
+    /// An instruction of the processor that LLVM calls `name`.
+    #[track_caller]
+    fn append_instruction(&self, name: &str, operands: &[Val<'_>], results: &[Ty]) -> OperationRef<'c, '_> {
+        let segments = DenseI32ArrayAttribute::new(self.context, &[operands.len() as i32, 0]);
+        let attributes = [
+            ("intrin", StringAttribute::new(self.context, name).into()),
+            ("op_bundle_sizes", DenseI32ArrayAttribute::new(self.context, &[]).into()),
+            ("operandSegmentSizes", segments.into()),
+        ];
+        self.append("llvm.call_intrinsic", operands, results, &attributes, Vec::new())
     }
 
     /// A 64-bit integer.

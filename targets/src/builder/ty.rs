@@ -17,6 +17,8 @@ pub(crate) enum Scalar {
     GlobalPointer,
     /// To memory that the threads of a CUDA block share.
     SharedPointer,
+    /// A register of the matrix unit.
+    Matrix,
 }
 
 impl Scalar {
@@ -26,6 +28,7 @@ impl Scalar {
             Self::I16 | Self::F16 | Self::Bf16 => 2,
             Self::I32 | Self::F32 => 4,
             Self::I64 | Self::Pointer | Self::GlobalPointer | Self::SharedPointer => 8,
+            Self::Matrix => 1024,
         }
     }
 

@@ -4,7 +4,7 @@ use std::ops;
 use std::panic::Location as Caller;
 
 use melior::ir::Attribute;
-use melior::ir::attribute::{DenseI32ArrayAttribute, DenseI64ArrayAttribute, StringAttribute};
+use melior::ir::attribute::DenseI64ArrayAttribute;
 use mlir_sys::MlirValue;
 
 use super::{KernelBuilder, Scalar, Ty};
@@ -193,15 +193,8 @@ impl<'k> Val<'k> {
     pub(crate) fn instruction(self, name: &str, others: &[Self], result: Ty) -> Self {
         let builder = self.builder;
         let operands: Vec<Self> = std::iter::once(self).chain(others.iter().copied()).collect();
-        let empty: Attribute<'_> = DenseI32ArrayAttribute::new(builder.context, &[]).into();
-        let segments = DenseI32ArrayAttribute::new(builder.context, &[operands.len() as i32, 0]);
-        let intrinsic = StringAttribute::new(builder.context, name);
-        let attributes = [
-            ("intrin", intrinsic.into()),
-            ("op_bundle_sizes", empty),
-            ("operandSegmentSizes", segments.into()),
-        ];
-        builder.emit("llvm.call_intrinsic", &operands, result, &attributes)
+        let operation = builder.append_instruction(name, &operands, &[result]);
+        builder.result(&operation, 0, result)
     }
 
     /// A wider integer with the same value.

@@ -5,7 +5,8 @@ use qwen2c_request::{
     WeightLayout, WeightType,
 };
 
-use super::kernels::{pair_of, rows_side_by_side, tile_panels};
+use super::instructions::Instructions;
+use super::kernels::{self, pair_of};
 use crate::pack::weight_bytes;
 
 /// Largest head the attention kernels hold in registers.
@@ -14,17 +15,21 @@ const LARGEST_HEAD_DIM: u64 = 256;
 /// Relative time of gathering an embedding row from panels instead of reading it whole.
 const PANEL_GATHER_COST: u32 = 150;
 
-/// Answers `request` for vectors of `lanes`.
+/// Answers `request` for a processor with these instructions.
 ///
 /// # Errors
 ///
 /// [`Unservable`] where an extent lies outside what the kernels were written for.
-pub(super) fn choose(lanes: u32, request: &KernelRequest) -> Result<KernelChoice, Unservable> {
+pub(super) fn choose(
+    instructions: Instructions,
+    request: &KernelRequest,
+) -> Result<KernelChoice, Unservable> {
     check_head_dim(request)?;
-    let layouts =
+    let lanes = instructions.lanes;
+    let layouts: Vec<Vec<LayoutOption>> =
         request.weights.iter().enumerate().map(|(index, ty)| layouts(lanes, request, index, ty)).collect();
     Ok(KernelChoice {
-        tiles: describe_tiles(lanes, request),
+        tiles: describe_tiles(instructions, request, &layouts),
         layouts,
         workspace_bytes: 0,
         cost: cost(lanes, request),
@@ -62,15 +67,14 @@ fn layouts(lanes: u32, request: &KernelRequest, index: usize, ty: &WeightType) -
     }
 }
 
-fn describe_tiles(lanes: u32, request: &KernelRequest) -> String {
-    let panel_columns = || u64::from(lanes) * tile_panels(lanes, request);
+fn describe_tiles(
+    instructions: Instructions,
+    request: &KernelRequest,
+    layouts: &[Vec<LayoutOption>],
+) -> String {
     match request.operation {
-        Operation::Matmul { .. } | Operation::ExpertMatmul { .. } if request.max_rows == 1 => {
-            format!("1x{} rows x columns", panel_columns())
-        }
         Operation::Matmul { .. } | Operation::ExpertMatmul { .. } => {
-            let side_by_side = rows_side_by_side(lanes, request.inputs[0].element);
-            format!("64x{} rows x columns, {side_by_side} rows side by side", panel_columns())
+            kernels::describe_tiles(instructions, request, &[layouts[0][0].layout])
         }
         Operation::Attention { .. }
         | Operation::AttentionScores { .. }

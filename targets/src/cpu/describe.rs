@@ -70,7 +70,7 @@ const LEVELS: &[Level] = &[
         summary: "AVX-512 with VNNI, BF16 and matrix tiles: Sapphire Rapids and later",
         vector_lanes: 16,
         processor: "x86-64-v4",
-        features: "+avx512vnni,+avx512bf16,+amx-tile,+amx-bf16,+amx-int8",
+        features: "-prefer-256-bit,+avx512vnni,+avx512bf16,+amx-tile,+amx-bf16,+amx-int8",
         required: AMX,
     },
 ];
@@ -110,7 +110,7 @@ impl CpuTarget {
     /// Instructions for products of small numbers.
     pub(super) fn instructions(&self) -> Instructions {
         let has = |feature| self.features.contains(feature);
-        Instructions::of(self.lanes(), has("avx512vnni"), has("avx512bf16"))
+        Instructions::of(self.lanes(), has("avx512vnni"), has("avx512bf16"), has("amx-tile"))
     }
 
     /// `f32` lanes of a vector register.
@@ -125,7 +125,7 @@ impl Target for CpuTarget {
     }
 
     fn choose(&self, request: &KernelRequest) -> Result<KernelChoice, Unservable> {
-        choose::choose(self.lanes(), request)
+        choose::choose(self.instructions(), request)
     }
 
     fn weight_bytes(&self, weight: &WeightType, layout: WeightLayout) -> u64 {

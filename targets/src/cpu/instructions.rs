@@ -9,6 +9,19 @@ pub(super) struct Instructions {
     pub(super) byte_products: ByteProducts,
     /// LLVM's name of `vdpbf16ps`, where there is one: adds two products of bf16 to each 32-bit lane.
     pub(super) bf16_dot: Option<&'static str>,
+    /// Products on the matrix unit, where there is one.
+    pub(super) matrix: Option<MatrixProducts>,
+}
+
+/// LLVM's names of the instructions that multiply registers of the matrix unit.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct MatrixProducts {
+    /// `tdpbf16ps`: pairs of bf16, even and odd inputs summed apart.
+    pub(super) bf16: &'static str,
+    /// `tdpbssd`: signed by signed bytes.
+    pub(super) signed_bytes: &'static str,
+    /// `tdpbsud`: signed by unsigned bytes.
+    pub(super) unsigned_bytes: &'static str,
 }
 
 /// LLVM's names of the instructions that multiply bytes.
@@ -24,7 +37,7 @@ pub(super) struct ByteProducts {
 
 impl Instructions {
     /// The instructions for vectors of 16 or 8 lanes.
-    pub(super) const fn of(lanes: u32, has_vnni: bool, has_bf16: bool) -> Self {
+    pub(super) const fn of(lanes: u32, has_vnni: bool, has_bf16: bool, has_matrix_unit: bool) -> Self {
         let byte_products = if lanes == 16 {
             ByteProducts {
                 dot: if has_vnni { Some("llvm.x86.avx512.vpdpbusd.512") } else { None },
@@ -39,6 +52,15 @@ impl Instructions {
             }
         };
         let bf16_dot = if has_bf16 { Some("llvm.x86.avx512bf16.dpbf16ps.512") } else { None };
-        Self { lanes, byte_products, bf16_dot }
+        let matrix = if has_matrix_unit {
+            Some(MatrixProducts {
+                bf16: "llvm.x86.tdpbf16ps.internal",
+                signed_bytes: "llvm.x86.tdpbssd.internal",
+                unsigned_bytes: "llvm.x86.tdpbsud.internal",
+            })
+        } else {
+            None
+        };
+        Self { lanes, byte_products, bf16_dot, matrix }
     }
 }

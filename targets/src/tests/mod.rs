@@ -4,6 +4,8 @@ mod attention;
 mod device;
 mod elementwise;
 mod experts;
+mod matrix_products;
+mod matrix_unit;
 mod products;
 mod traffic;
 pub(super) mod weights;
@@ -20,10 +22,14 @@ use qwen2c_request::{
 use crate::{AnyTarget, KeepText, KernelSource, compile_kernels, resolve_target};
 use weights::{FORMATS, dequantized, is_made, pack};
 
-/// The processors' levels that this machine can run, at least the lowest.
+/// The processors' levels that this machine can run, at least the lowest. The matrix unit is emulated where
+/// it is all that the machine lacks.
 fn processors() -> Vec<AnyTarget> {
+    matrix_unit::prepare();
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap();
-    ["x86-64-v3", "x86-64-v4", "x86-64-v4+avx512vnni", "x86-64-v4+avx512vnni+avx512bf16"]
+    let names =
+        ["x86-64-v3", "x86-64-v4", "x86-64-v4+avx512vnni", "x86-64-v4+avx512vnni+avx512bf16", "x86-64-amx"];
+    names
         .into_iter()
         .map(|name| resolve_target(&[name]).unwrap())
         .filter(|target| {
@@ -31,6 +37,7 @@ fn processors() -> Vec<AnyTarget> {
                 .description()
                 .required_features
                 .iter()
+                .filter(|feature| !feature.starts_with("amx_"))
                 .all(|feature| cpuinfo.contains(&format!(" {feature}")))
         })
         .collect()

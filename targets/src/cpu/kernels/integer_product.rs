@@ -138,7 +138,7 @@ fn add_block<'k>(
 }
 
 /// The low or the high halves of all bytes.
-fn nibbles(packed: Val<'_>, part: u32) -> Val<'_> {
+pub(super) fn nibbles(packed: Val<'_>, part: u32) -> Val<'_> {
     let lowered = if part == 0 { packed } else { packed.shift_right(4) };
     lowered.and_bits(0x0f0f_0f0f)
 }

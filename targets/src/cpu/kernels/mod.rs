@@ -19,6 +19,9 @@ mod gather_rows;
 mod group_rows;
 mod integer_product;
 mod matmul;
+mod matrix_integer_product;
+mod matrix_order;
+mod matrix_product;
 mod panel_product;
 mod quantize_rows;
 mod rms_norm;
@@ -34,7 +37,7 @@ use qwen2c_request::{CacheType, Element, KernelRequest, Operation, TensorType, W
 
 use crate::builder::{Buffer, KernelBuilder, Val};
 use crate::cpu::instructions::Instructions;
-pub(super) use matmul::{rows_side_by_side, tile_panels};
+pub(super) use matmul::describe_tiles;
 pub(super) use panel_product::pair_of;
 
 /// A kernel under construction: its request and its operands.

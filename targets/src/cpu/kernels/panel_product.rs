@@ -11,6 +11,7 @@
 //! takes 256 bytes of weights, well above what memory gives a core.
 //!
 //! Where the processor has `vdpbf16ps`, it multiplies the dwords as they are, 32 products an instruction.
+//! Where it has a matrix unit, `matrix_order` says how sums of bf16 are added.
 //!
 //! Quantized weights are widened to `integer · scale` in registers, so that the product is that of the
 //! dequantized weights:
@@ -25,6 +26,7 @@
 use qwen2c_request::{Element, Quantization, WeightLayout, WeightType};
 
 use super::Kernel;
+use super::matrix_order::{is_in_matrix_order, sums_in_matrix_order};
 use super::quantize_rows::QuantizedBuffer;
 use crate::builder::{Buffer, Compare, Scalar, Val};
 use crate::cpu::layout::{CHUNK_GROUPS, ChunkGeometry, PanelGeometry};
@@ -84,6 +86,14 @@ impl<'k> PanelProduct<'k> {
                 let zeros = vec![k.float(0.0, lanes); rows.len() * panels.len()];
                 match quantization {
                     Some(quantization) => self.quantized_sums(kernel, &rows, &panels, quantization, &zeros),
+                    None if is_in_matrix_order(
+                        kernel.instructions,
+                        self.activations.element,
+                        self.geometry,
+                    ) =>
+                    {
+                        sums_in_matrix_order(kernel, self.geometry.columns, &rows, &panels, &zeros)
+                    }
                     None => self.plain_sums(kernel, &rows, &panels, &zeros),
                 }
             }
@@ -222,7 +232,7 @@ pub(super) struct Group<'k> {
 }
 
 /// `sums[row][panel] + Σ x[row][input] · weights[input][panel]`, inputs in order.
-fn accumulate<'k>(
+pub(super) fn accumulate<'k>(
     rows: &[Buffer<'k>],
     weights: &[Vec<Val<'k>>],
     sums: &[Val<'k>],
