@@ -22,14 +22,11 @@ use qwen2c_request::{
 use crate::{AnyTarget, KeepText, KernelSource, compile_kernels, resolve_target};
 use weights::{FORMATS, dequantized, is_made, pack};
 
-/// The processors' levels that this machine can run, at least the lowest. The matrix unit is emulated where
-/// it is all that the machine lacks.
+/// The processors' levels that this machine can run, at least the lowest. `matrix_products` tests what
+/// `x86-64-amx` has beyond them.
 fn processors() -> Vec<AnyTarget> {
-    matrix_unit::prepare();
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap();
-    let names =
-        ["x86-64-v3", "x86-64-v4", "x86-64-v4+avx512vnni", "x86-64-v4+avx512vnni+avx512bf16", "x86-64-amx"];
-    names
+    ["x86-64-v3", "x86-64-v4", "x86-64-v4+avx512vnni", "x86-64-v4+avx512vnni+avx512bf16"]
         .into_iter()
         .map(|name| resolve_target(&[name]).unwrap())
         .filter(|target| {
@@ -37,7 +34,6 @@ fn processors() -> Vec<AnyTarget> {
                 .description()
                 .required_features
                 .iter()
-                .filter(|feature| !feature.starts_with("amx_"))
                 .all(|feature| cpuinfo.contains(&format!(" {feature}")))
         })
         .collect()
