@@ -37,8 +37,11 @@ fn a_token_reads_every_weight_once_and_16_bytes_at_a_time() {
                 let units = inputs * u64::from(quantization.bits) / 128;
                 (units - inputs.div_ceil(quantization.group.into())) * 16 * (outputs / rows_of_warp)
             });
-            let read = bytes.weights + of_inputs;
-            assert_eq!(counts.global_read_bytes, read + shared, "{quantization:?}, {inputs}");
+            let asked = counts.global_read_bytes - of_inputs - shared;
+            // What pads a last block to whole sectors is never read.
+            let padding = bytes.weights - asked;
+            let most = quantization.map_or(0, |_| outputs / rows_of_warp * 16);
+            assert!(padding <= most, "{quantization:?}, {inputs}: {padding} bytes were not read");
             assert_eq!(counts.global_loads, counts.global_loads_of_16_bytes, "{quantization:?}, {inputs}");
             // A thread's inputs are next to one another: each of its loads takes half of a sector that the
             // cache has after the first. Weights come in whole sectors, but for runs that begin in the middle.
