@@ -88,7 +88,8 @@ impl Shadow {
             self.pages.resize_with(number + 1, || None);
         }
         let page = self.pages[number].get_or_insert_with(|| Page::new(generation));
-        page.prepare(generation, (start | length).trailing_zeros().min(LARGEST_SHIFT));
+        let shift = (start | length).trailing_zeros().min(LARGEST_SHIFT);
+        page.prepare(generation, shift, Lists { lists: &mut self.lists, free: &mut self.free });
         let first = (start % PAGE_BYTES) >> page.shift;
         for cell in &mut page.cells[first..first + (length >> page.shift)] {
             let lists = Lists { lists: &mut self.lists, free: &mut self.free };
@@ -111,20 +112,29 @@ impl Page {
 
     /// Forgets other launches, and divides cells that are larger than an access.
     #[inline]
-    fn prepare(&mut self, generation: u32, shift: u32) {
+    fn prepare(&mut self, generation: u32, shift: u32, lists: Lists<'_>) {
         if self.generation != generation {
             self.generation = generation;
             self.cells.fill(Cell::default());
         }
         if self.shift > shift {
-            self.divide(shift);
+            self.divide(shift, lists);
         }
     }
 
     #[cold]
-    fn divide(&mut self, shift: u32) {
+    fn divide(&mut self, shift: u32, mut lists: Lists<'_>) {
         let times = 1 << (self.shift - shift);
-        self.cells = self.cells.iter().flat_map(|cell| std::iter::repeat_n(*cell, times)).collect();
+        let mut cells = Vec::with_capacity(self.cells.len() * times);
+        for cell in &self.cells {
+            cells.push(*cell);
+            for _ in 1..times {
+                // Each part frees the list that it has, so that none may be shared.
+                let read = list_of(cell.read).map_or(cell.read, |number| lists.copy_of(number));
+                cells.push(Cell { read, ..*cell });
+            }
+        }
+        self.cells = cells;
         self.shift = shift;
     }
 }
@@ -135,14 +145,19 @@ struct Lists<'shadow> {
 }
 
 impl Lists<'_> {
-    fn new_list(&mut self, readers: [Epoch; 2]) -> u64 {
+    fn new_list(&mut self, readers: &[Epoch]) -> u64 {
         let number = self.free.pop().unwrap_or_else(|| {
             self.lists.push(Vec::new());
             self.lists.len() - 1
         });
         self.lists[number].clear();
-        self.lists[number].extend(readers);
+        self.lists[number].extend_from_slice(readers);
         LISTED | number as u64
+    }
+
+    fn copy_of(&mut self, number: usize) -> u64 {
+        let readers = self.lists[number].clone();
+        self.new_list(&readers)
     }
 }
 
@@ -194,7 +209,7 @@ impl Cell {
         {
             self.read = READ_BY_BLOCKS;
         } else {
-            self.read = lists.new_list([earlier, mine]);
+            self.read = lists.new_list(&[earlier, mine]);
         }
         self.read_line = observer.line;
         Ok(())
