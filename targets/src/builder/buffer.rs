@@ -31,6 +31,14 @@ impl<'k> Val<'k> {
     }
 }
 
+impl<'k> Val<'k> {
+    /// The pointer moved by a number of bytes.
+    #[track_caller]
+    pub(crate) fn offset_by_bytes(self, bytes: u64) -> Self {
+        self.offset_by(Scalar::I8, self.builder.int(bytes))
+    }
+}
+
 /// Memory with an element type; offsets count elements.
 #[derive(Clone, Copy)]
 pub(crate) struct Buffer<'k> {

@@ -4,7 +4,7 @@
 
 use melior::ir::Attribute;
 use melior::ir::attribute::{DenseI32ArrayAttribute, DenseI64ArrayAttribute, FlatSymbolRefAttribute};
-use qwen2c_request::Element;
+use qwen2c_request::{Element, f32_to_bf16, f32_to_f16};
 
 use super::{Buffer, KernelBuilder, Reduction, Scalar, Ty, Val};
 
@@ -72,15 +72,21 @@ impl<'c> KernelBuilder<'c> {
     }
 
     /// Copies 16 bytes from global to shared memory in the background; both addresses are multiples of
-    /// 16.
+    /// 16. With `source_bytes`, a 32-bit integer, only as many are read and the others become zero.
     #[track_caller]
-    pub(crate) fn copy_16_bytes_in_background<'k>(&'k self, to_shared: Val<'k>, from: Buffer<'k>) {
+    pub(crate) fn copy_16_bytes_in_background<'k>(
+        &'k self,
+        to_shared: Val<'k>,
+        from: Buffer<'k>,
+        source_bytes: Option<Val<'k>>,
+    ) {
         let global = self.emit("llvm.addrspacecast", &[from.pointer], Ty::scalar(Scalar::GlobalPointer), &[]);
         let attributes = [
             ("modifier", self.parsed("#nvvm<load_cache_modifier cg>")),
             ("size", self.integer_attribute(Scalar::I32, 16)),
         ];
-        self.append("nvvm.cp.async.shared.global", &[to_shared, global], &[], &attributes, Vec::new());
+        let operands: Vec<Val<'k>> = [to_shared, global].into_iter().chain(source_bytes).collect();
+        self.append("nvvm.cp.async.shared.global", &operands, &[], &attributes, Vec::new());
     }
 
     /// Closes the group of background copies that the thread began since the last group.
@@ -135,10 +141,8 @@ impl<'c> KernelBuilder<'c> {
             ("operandSegmentSizes", segments.into()),
             ("shape", self.parsed("#nvvm.shape<m = 16, n = 8, k = 16>")),
         ];
-        if !half {
-            let ty = self.parsed("#nvvm.mma_type<bf16>");
-            attributes.extend([("multiplicandAPtxType", ty), ("multiplicandBPtxType", ty)]);
-        }
+        let ty = self.parsed(if half { "#nvvm.mma_type<f16>" } else { "#nvvm.mma_type<bf16>" });
+        attributes.extend([("multiplicandAPtxType", ty), ("multiplicandBPtxType", ty)]);
         self.emit_members("nvvm.mma.sync", &operands, Scalar::F32, &attributes)
     }
 
@@ -193,5 +197,50 @@ impl<'k> Val<'k> {
     #[track_caller]
     pub(crate) fn exp2_approximate(self) -> Self {
         self.instruction("llvm.nvvm.ex2.approx.ftz.f32", &[], self.ty)
+    }
+
+    /// Four of the eight bytes of a dword and another: digit `n` of `order`, in base 16, says which one
+    /// becomes byte `n`; the other dword's bytes are 4 to 7.
+    #[track_caller]
+    pub(crate) fn permute_bytes(self, other: Self, order: i64) -> Self {
+        let order = self.builder.int_of(Scalar::I32, order);
+        self.instruction("llvm.nvvm.prmt", &[other, order], self.ty)
+    }
+
+    /// `value` added to both 16-bit floats of a dword.
+    #[track_caller]
+    pub(crate) fn add_to_pairs(self, element: Element, value: f32) -> Self {
+        let k = self.builder;
+        let (scalar, bits): (Scalar, fn(f32) -> u16) = match element {
+            Element::F16 => (Scalar::F16, f32_to_f16),
+            _ => (Scalar::Bf16, f32_to_bf16),
+        };
+        let pair = Ty::vector(scalar, 2);
+        let both = |value: f32| {
+            let bits = u32::from(bits(value));
+            let bits = k.int_of(Scalar::I32, i64::from((bits << 16 | bits).cast_signed()));
+            k.emit("llvm.bitcast", &[bits], pair, &[])
+        };
+        let floats = k.emit("llvm.bitcast", &[self], pair, &[]);
+        // The oldest devices multiply and add bf16, and cannot add alone.
+        let sum = floats.multiply_add(both(1.0), both(value));
+        k.emit("llvm.bitcast", &[sum], self.ty, &[])
+    }
+
+    /// This number and another, rounded to 16-bit floats, as the lower and upper half of a dword.
+    #[track_caller]
+    pub(crate) fn pair_with(self, element: Element, upper: Self) -> Self {
+        let (name, scalar) = match element {
+            Element::F16 => ("llvm.nvvm.ff2f16x2.rn", Scalar::F16),
+            _ => ("llvm.nvvm.ff2bf16x2.rn", Scalar::Bf16),
+        };
+        let pair = upper.instruction(name, &[self], Ty::vector(scalar, 2));
+        self.builder.emit("llvm.bitcast", &[pair], Ty::scalar(Scalar::I32), &[])
+    }
+
+    /// The larger of two floats that are numbers, in one instruction.
+    #[track_caller]
+    pub(crate) fn larger(self, other: Self) -> Self {
+        self.builder.emit("arith.maxnumf", &[self, other], self.ty, &[])
     }
 }

@@ -11,7 +11,7 @@ fn rotated(x: &[f32], table: &[f32]) -> Vec<f32> {
 }
 
 /// Attention in plain loops: `[rows, heads · head_dim]` for rows at `positions`.
-fn attention(
+pub(super) fn attention(
     q: &[f32],
     keys: &[Vec<f32>],
     values: &[Vec<f32>],

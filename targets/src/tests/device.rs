@@ -1,5 +1,7 @@
 //! Kernels of CUDA devices, run on the emulator.
 
+use std::ops::Range;
+
 use qwen2c_emulator::{Counts, LaunchShape, Memory, Module, Schedule, launch};
 
 use qwen2c_request::{KernelRequest, Target, WeightLayout};
@@ -50,6 +52,18 @@ pub(super) fn run(
     count: u64,
     buffers: &mut [Vec<u8>],
 ) -> Counts {
+    run_with_gaps(target, source, workspace_bytes, count, buffers, &[])
+}
+
+/// As [`run`]; of `gaps`, bytes of buffers by their numbers, the device's memory is never written.
+pub(super) fn run_with_gaps(
+    target: &AnyTarget,
+    source: &KernelSource<'_>,
+    workspace_bytes: u64,
+    count: u64,
+    buffers: &mut [Vec<u8>],
+    gaps: &[(usize, Range<usize>)],
+) -> Counts {
     let compiled = compile_kernels(target, &[*source], KeepText::default()).unwrap();
     let ptx = &compiled.images[0].ptx;
     let module = Module::parse(ptx).unwrap_or_else(|error| panic!("{error:?}\n{ptx}"));
@@ -59,9 +73,15 @@ pub(super) fn run(
         let mut memory = Memory::new(CAPACITY_BYTES);
         let addresses: Vec<u64> = given
             .iter()
-            .map(|bytes| {
+            .enumerate()
+            .map(|(number, bytes)| {
                 let address = memory.allocate(bytes.len().max(1) as u64).unwrap();
-                memory.write(address, bytes).unwrap();
+                let mut written = 0;
+                let gaps = gaps.iter().filter(|(buffer, _)| *buffer == number).map(|(_, gap)| gap.clone());
+                for gap in gaps.chain([bytes.len()..bytes.len()]) {
+                    memory.write(address + written as u64, &bytes[written..gap.start]).unwrap();
+                    written = gap.end;
+                }
                 address
             })
             .collect();

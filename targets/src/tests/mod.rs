@@ -7,6 +7,7 @@ mod experts;
 mod matrix_products;
 mod matrix_unit;
 mod products;
+mod tensor_cores;
 mod traffic;
 pub(super) mod weights;
 
@@ -52,11 +53,11 @@ fn tensor(element: Element, first: Dimension, extents: &[u64]) -> TensorType {
     TensorType { dimensions, element }
 }
 
-fn rows(element: Element, extents: &[u64]) -> TensorType {
+pub(crate) fn rows(element: Element, extents: &[u64]) -> TensorType {
     tensor(element, Dimension::rows(), extents)
 }
 
-fn weight(element: Element, extents: &[u64]) -> WeightType {
+pub(crate) fn weight(element: Element, extents: &[u64]) -> WeightType {
     WeightType {
         dimensions: extents.iter().map(|extent| Dimension::constant("n", *extent)).collect(),
         element,
@@ -254,7 +255,7 @@ fn run_here(kernel: &Loaded, count: u64, buffers: &mut [Vec<u8>]) {
     }
 }
 
-fn request(
+pub(crate) fn request(
     operation: Operation,
     inputs: Vec<TensorType>,
     weights: Vec<WeightType>,

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! decode:  a block is 256 positions of a kv head; a second launch merges what they found, in order
-//! prompt:  a block is a row and a kv head, and goes through all positions
+//! prompt:  a block is a row and a kv head, and goes through all positions; where the types allow it the
+//!          matrix unit does the work, see `flash_attention`
 //!
 //! for block of 256 positions:
 //!   for position, some threads side by side on 16 bytes of the key each:    each key is read once for all
@@ -19,7 +20,7 @@ use qwen2c_request::{CACHE_BLOCK_POSITIONS, Element, KernelRequest};
 
 use super::cache::head_cache;
 use super::functions::exp;
-use super::{Kernel, REDUCTION_BYTES, Shape};
+use super::{Kernel, REDUCTION_BYTES, Shape, flash_attention};
 use crate::builder::{Buffer, Compare, Place, Reduction, Val, WARP_THREADS};
 use crate::cuda::layout::{UNIT_BYTES, padded_head_dim};
 
@@ -105,6 +106,9 @@ pub(super) fn workspace_bytes(request: &KernelRequest) -> u64 {
 
 /// One launch over positions, and where they are split one that merges.
 pub(super) fn launches(request: &KernelRequest) -> Vec<(&'static str, Shape)> {
+    if let Some(cut) = flash_attention::Cut::new(request) {
+        return vec![("", flash_attention::shape(cut))];
+    }
     let cut = Cut::new(request);
     let threads = WARPS * u64::from(WARP_THREADS);
     let blocks = cut.kv_heads * cut.head_blocks * cut.position_blocks;
@@ -118,6 +122,10 @@ pub(super) fn launches(request: &KernelRequest) -> Vec<(&'static str, Shape)> {
 
 /// One of the launches.
 pub(super) fn body(kernel: &Kernel<'_, '_>, launch: usize, scale: f32) {
+    if let Some(cut) = flash_attention::Cut::new(kernel.request) {
+        flash_attention::body(kernel, cut, scale);
+        return;
+    }
     let cut = Cut::new(kernel.request);
     if launch == 0 { attend(kernel, cut, scale) } else { merge(kernel, cut) }
 }

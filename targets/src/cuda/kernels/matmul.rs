@@ -6,12 +6,15 @@
 //!   sums = weights · x                                  `unit_product`
 //! each thread finishes one result: + bias, + residual, or silu(gate) · up
 //! ```
+//!
+//! Many rows go to the matrix unit instead where it serves their types: `prompt_matmul`.
 
 use qwen2c_request::{Element, KernelRequest, Operation, WeightLayout, WeightType};
 
 use super::functions::silu;
+use super::tile_product::Cut;
 use super::unit_product::UnitProduct;
-use super::{Kernel, REDUCTION_BYTES, Shape};
+use super::{Kernel, REDUCTION_BYTES, Shape, prompt_matmul};
 use crate::builder::{Buffer, Compare, Place, Val, WARP_THREADS};
 use crate::cuda::layout::{BLOCK_UNITS, WarpGeometry};
 
@@ -90,8 +93,11 @@ fn geometry_of(request: &KernelRequest, layouts: &[WeightLayout]) -> WarpGeometr
     }
 }
 
-/// Blocks of four warps.
+/// Blocks of four warps, or of what the matrix unit takes.
 pub(super) fn shape(request: &KernelRequest, layouts: &[WeightLayout]) -> Shape {
+    if let Some(cut) = Cut::new(request, layouts) {
+        return prompt_matmul::shape(request, cut);
+    }
     let tasks = Tasks::new(geometry_of(request, layouts), true);
     Shape {
         blocks: tasks.blocks(),
@@ -103,6 +109,10 @@ pub(super) fn shape(request: &KernelRequest, layouts: &[WeightLayout]) -> Shape 
 
 /// Some output rows of a few rows of activations.
 pub(super) fn body(kernel: &Kernel<'_, '_>) {
+    if let Some(cut) = Cut::new(kernel.request, kernel.layouts) {
+        prompt_matmul::body(kernel, cut);
+        return;
+    }
     let k = kernel.k;
     let geometry = geometry_of(kernel.request, kernel.layouts);
     let tasks = Tasks::new(geometry, true);

@@ -1,0 +1,70 @@
+//! `matmul` for many rows, on the matrix unit.
+//!
+//! ```text
+//! a block takes 128 output rows and 64 or 128 rows of activations       `tile_product`
+//!   blocks that share weights stand side by side: the second finds them in the cache
+//! each thread finishes its results: + bias, + residual, or silu(gate) · up
+//! ```
+
+use qwen2c_request::{KernelRequest, Operation};
+
+use super::tile_product::{Cut, Inputs, THREADS, TileProduct};
+use super::{Kernel, Shape};
+use crate::builder::{Compare, Place, Val};
+
+/// Blocks for all rows that a step may have.
+pub(super) fn shape(request: &KernelRequest, cut: Cut) -> Shape {
+    let row_blocks = request.max_rows.div_ceil(cut.rows());
+    Shape {
+        blocks: cut.column_blocks() * row_blocks,
+        rows_per_block: row_blocks * cut.rows(),
+        threads: THREADS,
+        shared_bytes: cut.shared_bytes(),
+    }
+}
+
+/// Some columns of some rows.
+pub(super) fn body(kernel: &Kernel<'_, '_>, cut: Cut) {
+    let k = kernel.k;
+    let row_blocks = kernel.shape.rows_per_block / cut.rows();
+    let block = k.place(Place::Block);
+    let row_block = kernel.row() * k.int(row_blocks) + block % k.int(row_blocks);
+    let first_row = row_block * k.int(cut.rows());
+    // Steps may have fewer rows than the list they are of.
+    k.when(first_row.compare(Compare::Less, kernel.rows), || {
+        multiply(kernel, cut, block / k.int(row_blocks), first_row);
+    });
+}
+
+fn multiply<'k>(kernel: &Kernel<'k, '_>, cut: Cut, column_block: Val<'k>, first_row: Val<'k>) {
+    let k = kernel.k;
+    let Operation::Matmul { bias, residual, .. } = kernel.request.operation else {
+        unreachable!("a product is built for a product");
+    };
+    let product = TileProduct::new(kernel, cut, column_block);
+    let inputs = Inputs::Consecutive {
+        first: kernel.input(0).at(first_row * k.int(cut.geometry.columns)),
+        count: kernel.rows - first_row,
+    };
+    let sums = product.sums(kernel.weight(0), inputs);
+    let columns = product.columns();
+    let last_column = k.int(cut.columns() - 1);
+    let load_bias = |column: &Val<'k>| kernel.weight(1).load(column.minimum(last_column), 1);
+    let biases: Vec<Val<'k>> = if bias { columns.iter().map(load_bias).collect() } else { Vec::new() };
+    product.for_each_row(&sums, |row, result| {
+        let row = first_row + row;
+        k.when(row.compare(Compare::Less, kernel.rows), || {
+            product.for_each_column(&columns, |number| {
+                let place = row * k.int(cut.columns()) + columns[number];
+                let mut value = result(number);
+                if bias {
+                    value = value + biases[number];
+                }
+                if residual {
+                    value = value + kernel.input(1).load(place, 1);
+                }
+                kernel.output(0).store(place, value);
+            });
+        });
+    });
+}
