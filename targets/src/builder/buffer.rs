@@ -110,13 +110,6 @@ impl<'k> Buffer<'k> {
         self.load_at(self.address(scalar, offset), ty, scalar.bytes() * i64::from(lanes))
     }
 
-    /// As [`Buffer::store`], to an address that is a multiple of what is stored.
-    #[track_caller]
-    pub(crate) fn store_aligned(self, offset: Val<'k>, value: Val<'k>) {
-        let stored = self.narrow(value);
-        self.store_at(offset, stored, stored.ty.scalar.bytes() * i64::from(stored.ty.lanes));
-    }
-
     #[track_caller]
     fn store_at(self, offset: Val<'k>, stored: Val<'k>, alignment_bytes: i64) {
         let builder = self.pointer.builder;

@@ -143,6 +143,73 @@ fn no_product_is_executed_in_vain() {
     }
 }
 
+/// Runs a product of grouped experts and compares it; each of `experts` but the last two has entries.
+fn check_experts(
+    element: Element,
+    quantization: Option<Quantization>,
+    (experts, inputs, outputs): (u64, u64, u64),
+    (is_by_entry, gated): (bool, bool),
+    (count, max_rows): (u64, u64),
+) -> Counts {
+    let choices = 3;
+    let mut w_type = weight(element, &[experts, if gated { 2 * outputs } else { outputs }, inputs]);
+    w_type.quantization = quantization;
+    let matrix = (w_type.rows() / experts * inputs) as usize;
+    let x_extents = if is_by_entry { vec![choices, inputs] } else { vec![inputs] };
+    let (x_type, n) = (rows(element, &x_extents), inputs as usize);
+    let (x, w) = (numbers(count * x_type.row_elements(), 1), numbers(w_type.rows() * inputs, 2));
+    let chosen: Vec<usize> =
+        (0..(count * choices) as usize).map(|entry| entry * 7 % (experts as usize - 2)).collect();
+    let mut entries: Vec<usize> = (0..chosen.len()).collect();
+    entries.sort_by_key(|entry| chosen[*entry]);
+    let offset = |expert: usize| entries.partition_point(|entry| chosen[*entry] < expert);
+    let table: Vec<usize> = std::iter::once(experts as usize - 2)
+        .chain((0..experts as usize).map(|place| if place < experts as usize - 2 { place } else { 0 }))
+        .chain((0..=experts as usize).map(offset))
+        .chain(entries.iter().copied())
+        .collect();
+    let table_type = TensorType {
+        dimensions: vec![Dimension::constant("table", table.len() as u64)],
+        element: Element::I32,
+    };
+    let mut ty = request(
+        Operation::ExpertMatmul { grouped: true, silu_multiply: gated },
+        vec![x_type, rows(Element::I32, &[choices]), table_type],
+        vec![w_type],
+        vec![rows(if gated { element } else { Element::F32 }, &[choices, outputs])],
+    );
+    ty.max_rows = max_rows;
+    let as_numbers = |indices: &[usize]| indices.iter().map(|index| *index as f32).collect::<Vec<f32>>();
+    let given = [x.clone(), as_numbers(&chosen), as_numbers(&table)];
+    let (found, counts) = run_counted(&ty, count, &given, std::slice::from_ref(&w), &[], &[]);
+    let w = quantization.map_or(w.clone(), |quantization| dequantized(quantization, &w, inputs));
+    let of_entry = |(entry, expert): (usize, &usize)| -> Vec<f32> {
+        let row = if is_by_entry { entry } else { entry / choices as usize };
+        let sums = product(&x[row * n..][..n], &w[expert * matrix..][..matrix], n);
+        let half = outputs as usize;
+        if gated { (0..half).map(|i| silu(sums[i]) * sums[i + half]).collect() } else { sums }
+    };
+    let expected: Vec<f32> = chosen.iter().enumerate().flat_map(of_entry).collect();
+    assert_close(&found, &expected, if gated { 1e-2 } else { 1e-4 });
+    counts
+}
+
+#[test]
+fn products_of_grouped_experts() {
+    for quantization in [None, Some(Quantization::signed(4, 32)), Some(Quantization::signed(8, 64))] {
+        // Many entries of few experts, then few of many.
+        for (extents, kind, counts) in [
+            ((5, 200, 107), (false, true), (70, 128)),
+            ((4, 136, 128), (true, false), (60, 64)),
+            ((12, 64, 40), (false, false), (33, 64)),
+        ] {
+            let counts = check_experts(Element::Bf16, quantization, extents, kind, counts);
+            assert!(counts.matrix_operations > 0);
+            assert_eq!(counts.shared_bank_conflicts, 0);
+        }
+    }
+}
+
 /// Runs attention for rows at positions from `first` on and compares it. Nothing behind the last row's position
 /// was ever written.
 fn check_attention(

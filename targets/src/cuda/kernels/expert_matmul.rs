@@ -5,6 +5,8 @@
 //! grouped:   a block is some columns of one active expert; some of its entries at a time
 //! ```
 //!
+//! Many rows go to the matrix unit where it serves their types: `prompt_experts`.
+//!
 //! Which experts are read stands in memory alone: an idle expert costs an empty block, and its weights are not
 //! touched.
 
@@ -13,7 +15,8 @@ use qwen2c_request::{KernelRequest, Operation, WeightLayout};
 use super::functions::silu;
 use super::group_rows::GroupTable;
 use super::matmul::{Results, Tasks, multiply, rows_side_by_side};
-use super::{Kernel, REDUCTION_BYTES, Shape};
+use super::tile_cut::Cut;
+use super::{Kernel, REDUCTION_BYTES, Shape, prompt_experts};
 use crate::builder::{Buffer, Compare, Place, Val};
 use crate::cuda::layout::WarpGeometry;
 
@@ -31,12 +34,20 @@ fn is_grouped(request: &KernelRequest) -> bool {
     matches!(request.operation, Operation::ExpertMatmul { grouped: true, .. })
 }
 
-fn choices(request: &KernelRequest) -> u64 {
+/// How the product is cut for the matrix unit, where it goes there.
+fn prompt_cut(request: &KernelRequest, layouts: &[WeightLayout]) -> Option<Cut> {
+    if is_grouped(request) { Cut::of_experts(request, layouts) } else { None }
+}
+
+pub(super) fn choices(request: &KernelRequest) -> u64 {
     request.inputs[1].row_elements()
 }
 
 /// Blocks of columns times choices, or times experts.
 pub(super) fn shape(request: &KernelRequest, layouts: &[WeightLayout]) -> Shape {
+    if let Some(cut) = prompt_cut(request, layouts) {
+        return prompt_experts::shape(request, cut);
+    }
     let (geometry, tasks) = cut(request, layouts);
     let (parts, rows_per_block) = if is_grouped(request) {
         (geometry.matrices, request.max_rows.max(1))
@@ -48,6 +59,10 @@ pub(super) fn shape(request: &KernelRequest, layouts: &[WeightLayout]) -> Shape 
 
 /// Some columns of one entry or of one active expert.
 pub(super) fn body(kernel: &Kernel<'_, '_>) {
+    if let Some(cut) = prompt_cut(kernel.request, kernel.layouts) {
+        prompt_experts::body(kernel, cut);
+        return;
+    }
     let k = kernel.k;
     let (geometry, tasks) = cut(kernel.request, kernel.layouts);
     let part = k.place(Place::Block) / k.int(tasks.blocks());

@@ -12,7 +12,7 @@
 use qwen2c_request::{Element, KernelRequest, Operation, WeightLayout, WeightType};
 
 use super::functions::silu;
-use super::tile_product::Cut;
+use super::tile_cut::Cut;
 use super::unit_product::UnitProduct;
 use super::{Kernel, REDUCTION_BYTES, Shape, prompt_matmul};
 use crate::builder::{Buffer, Compare, Place, Val, WARP_THREADS};

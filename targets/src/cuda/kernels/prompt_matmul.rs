@@ -1,14 +1,15 @@
 //! `matmul` for many rows, on the matrix unit.
 //!
 //! ```text
-//! a block takes 128 output rows and 64 or 128 rows of activations       `tile_product`
+//! a block takes 128 output rows and 32 to 128 rows of activations       `tile_product`
 //!   blocks that share weights stand side by side: the second finds them in the cache
 //! each thread finishes its results: + bias, + residual, or silu(gate) · up
 //! ```
 
 use qwen2c_request::{KernelRequest, Operation};
 
-use super::tile_product::{Cut, Inputs, THREADS, TileProduct};
+use super::tile_cut::{Cut, THREADS};
+use super::tile_product::{Inputs, TileProduct};
 use super::{Kernel, Shape};
 use crate::builder::{Compare, Place, Val};
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! a block takes 128 output rows (with silu_multiply: 64 of the gate, 64 of the up projection)
-//! and 64 or 128 rows of activations; each of its 4 warps a part:
+//! and 32, 64 or 128 rows of activations; each of its 4 warps a part:
 //!
 //! for stage of the inputs:                             some stages ahead are on their way to shared memory
 //!   wait for its copies, barrier
@@ -14,166 +14,20 @@
 //!                sum = scale · part + sum              in f32
 //! ```
 //!
-//! | weights | rows | warps | tiles of a warp | sums of a thread | inputs of a stage | bytes of a stage | stages |
-//! |---|---|---|---|---|---|---|---|
-//! | elements | 128 | 2 × 2 | 4 × 8 | 128 | 32 | 16512 | 4 |
-//! | elements | 64 | 4 × 1 | 2 × 8 | 64 | 32 | 12416 | 4 |
-//! | int4:32 | 64 | 4 × 1 | 2 × 8 | 64 | 64 | 13056 | 4 |
-//! | int8:32 | 64 | 4 × 1 | 2 × 8 | 64 | 64 | 17152 | 4 |
-//!
-//! A tile is 16 output rows by 8 rows of activations. For 32 inputs each of four warps with 4 × 8 tiles reads
-//! 8 KiB of shared memory and their copies write 16 KiB: 384 cycles of 128 bytes, during 512 cycles of the
-//! matrix unit of sm_80, which takes 8 for a product of each warp.
-//! A block brings a byte to shared memory for 64 operations with 128 rows of activations, for 43 with 64; with
-//! int4 and 64 it is 80, so that more rows would gain little and cost the registers that widening needs.
+//! How much a block and a warp take: `tile_cut`.
 //! Integers are widened by one warp of a block alone, since no other has the same output rows.
 
-use qwen2c_request::{Element, KernelRequest, WeightLayout};
+use qwen2c_request::Element;
 
 use super::Kernel;
 use super::functions::silu;
+use super::tile_cut::{Cut, TILE_OUTPUT_ROWS, TILE_ROWS};
 use super::tile_fragments::{PAIRS, load_inputs, load_weights};
-pub(super) use super::tile_memory::THREADS;
-use super::tile_memory::{CHUNK_INPUTS, Copies, Stage, is_copied};
+use super::tile_memory::{CHUNK_INPUTS, Copies};
 use crate::builder::{Buffer, Compare, Val, WARP_THREADS};
-use crate::cuda::layout::WarpGeometry;
-
-/// Fewer rows are served by the product of warps, which reads a weight once for some of them.
-const FEWEST_ROWS: u64 = 9;
-
-/// Output rows of a block.
-const OUTPUT_ROWS: u64 = 128;
-
-/// Rows of activations of a block: many of elements, where that leaves enough blocks.
-const MOST_ROWS: u64 = 128;
-const FEW_ROWS: u64 = 64;
-
-/// Output rows of a tile of the matrix unit.
-const TILE_OUTPUT_ROWS: u64 = 16;
-
-/// Rows of activations of a tile.
-const TILE_ROWS: u64 = 8;
 
 /// Products of the matrix unit that a chunk of inputs takes.
 const STEPS: usize = 2;
-
-/// Fewer blocks would leave some of a device's multiprocessors idle.
-const BLOCKS_WANTED: u64 = 108;
-
-/// Stages ahead are worth less than a second block beside the first: 2 of these fit a multiprocessor.
-const SHARED_BYTES: u64 = 72 << 10;
-
-/// How a product is cut into blocks and tiles.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Cut {
-    /// The weight's geometry.
-    pub(super) geometry: WarpGeometry,
-    /// Type of activations, bf16 or f16.
-    element: Element,
-    /// Gate and up, or 1.
-    halves: u64,
-    /// What shared memory holds, once or more.
-    stage: Stage,
-    stages: u64,
-    /// Tiles of a warp: of output rows, and of rows of activations.
-    output_tiles: u64,
-    row_tiles: u64,
-    /// Warps that have the same output rows.
-    warps_of_rows: u64,
-}
-
-impl Cut {
-    /// How the product is cut; None where it is none for the matrix unit.
-    pub(super) fn new(request: &KernelRequest, layouts: &[WeightLayout]) -> Option<Self> {
-        let WeightLayout::WarpPanels { rows, separate_halves } = layouts[0] else { return None };
-        let geometry = WarpGeometry::new(&request.weights[0], rows, separate_halves);
-        let element = request.inputs[0].element;
-        let serves = match geometry.quantization {
-            None => geometry.element == element,
-            // A chunk has one scale.
-            Some(quantization) => {
-                !quantization.has_minimum && u64::from(quantization.group).is_multiple_of(CHUNK_INPUTS)
-            }
-        };
-        if request.max_rows < FEWEST_ROWS || !is_copied(element, geometry.columns) || !serves {
-            return None;
-        }
-        let halves = if separate_halves { 2 } else { 1 };
-        let wide = Self::with_rows(geometry, element, halves, MOST_ROWS);
-        let blocks = wide.column_blocks() * request.max_rows.div_ceil(wide.rows());
-        let is_wide =
-            geometry.quantization.is_none() && blocks >= BLOCKS_WANTED && request.max_rows > FEW_ROWS;
-        Some(if is_wide { wide } else { Self::with_rows(geometry, element, halves, FEW_ROWS) })
-    }
-
-    fn with_rows(geometry: WarpGeometry, element: Element, halves: u64, rows: u64) -> Self {
-        // Integers take as many bytes of a row at a time as memory gives at once.
-        let chunks = if geometry.quantization.is_some() { 2 } else { 1 };
-        let stage = Stage::new(&geometry, chunks, OUTPUT_ROWS, rows);
-        let warps_of_rows = rows / FEW_ROWS;
-        let warps = THREADS / u64::from(WARP_THREADS);
-        Self {
-            geometry,
-            element,
-            halves,
-            stage,
-            stages: if 4 * stage.bytes(&geometry) <= SHARED_BYTES { 4 } else { 3 },
-            output_tiles: OUTPUT_ROWS / TILE_OUTPUT_ROWS * warps_of_rows / warps,
-            row_tiles: rows / TILE_ROWS / warps_of_rows,
-            warps_of_rows,
-        }
-    }
-
-    /// Rows of activations of a block.
-    pub(super) fn rows(self) -> u64 {
-        self.stage.activations.rows
-    }
-
-    /// Columns of a result.
-    pub(super) fn columns(self) -> u64 {
-        self.geometry.rows / self.halves
-    }
-
-    /// Blocks that have all columns for some rows.
-    pub(super) fn column_blocks(self) -> u64 {
-        self.columns().div_ceil(OUTPUT_ROWS / self.halves)
-    }
-
-    /// Whether all columns of every block exist.
-    fn fits(self) -> bool {
-        self.columns().is_multiple_of(OUTPUT_ROWS / self.halves)
-    }
-
-    /// Shared memory of a block.
-    pub(super) fn shared_bytes(self) -> u64 {
-        self.stages * self.stage.bytes(&self.geometry)
-    }
-
-    /// Stages that a row of inputs takes.
-    fn stages_of_row(self) -> u64 {
-        self.geometry.columns.div_ceil(self.stage.inputs())
-    }
-
-    /// Column and half of a block's output row: tiles of the gate and of the up projection take turns.
-    fn column_of<'k>(self, column_block: Val<'k>, output_row: Val<'k>) -> (Val<'k>, Val<'k>) {
-        let k = column_block.builder();
-        let tile_rows = k.int(TILE_OUTPUT_ROWS);
-        let tile = output_row / tile_rows;
-        let first = column_block * k.int(OUTPUT_ROWS / self.halves);
-        let column = first + tile / k.int(self.halves) * tile_rows + output_row % tile_rows;
-        (column, tile % k.int(self.halves))
-    }
-
-    /// The panel of a matrix that a block's output row is in. Rows that do not exist are in the last panel.
-    fn panel<'k>(self, matrix: Buffer<'k>, column_block: Val<'k>, output_row: Val<'k>) -> Buffer<'k> {
-        let k = column_block.builder();
-        let (column, half) = self.column_of(column_block, output_row);
-        let panels = self.geometry.panels() / self.halves;
-        let panel = column / k.int(self.geometry.panel_rows);
-        let panel = if self.fits() { panel } else { panel.minimum(k.int(panels - 1)) };
-        matrix.at_bytes((half * k.int(panels) + panel) * k.int(self.geometry.panel_bytes()))
-    }
-}
 
 /// The rows of activations of a block.
 pub(super) enum Inputs<'k, 'a> {
