@@ -50,4 +50,21 @@ fn main() {
             .expect("no fault");
         report(name, &counts, began);
     }
+
+    let entry = module.entry("matmul").expect("an entry");
+    let (extent, tiles) = (512u32, 16u32);
+    let mut matrix = |bytes: u32| {
+        let address = memory.allocate(u64::from(bytes)).expect("memory");
+        memory.fill(address, 0x3f, u64::from(bytes)).expect("a range");
+        address
+    };
+    let pointers = [matrix(2 * extent * extent), matrix(2 * extent * extent), matrix(4 * extent * extent)];
+    let mut parameters = pointers.map(u64::to_le_bytes).concat();
+    parameters.extend([extent, tiles].map(u32::to_le_bytes).concat());
+    let shape = LaunchShape { grid: [extent / 32, extent / 32, 1], block: [128, 1, 1], shared_bytes: 10240 };
+    let began = Instant::now();
+    let counts = launch(entry, &shape, &parameters, &mut memory, Schedule::default()).expect("no fault");
+    report("matmul", &counts, began);
+    let products_per_s = counts.matrix_operations as f64 / began.elapsed().as_secs_f64();
+    eprintln!("{:10} {products_per_s:7.0} mma/s", "");
 }

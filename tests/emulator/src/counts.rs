@@ -9,6 +9,10 @@ pub struct Counts {
     pub global_read_bytes: u64,
     /// Bytes that lanes wrote to global memory.
     pub global_written_bytes: u64,
+    /// Bytes of global memory whose first access in the launch is a read: what must come from memory at least.
+    pub global_distinct_read_bytes: u64,
+    /// Bytes of global memory that are written in the launch, each once.
+    pub global_distinct_written_bytes: u64,
     /// Sectors of 32 bytes that the loads of warps touched, each once per warp instruction.
     pub global_load_transactions: u64,
     /// Sectors of 32 bytes that the stores of warps touched, each once per warp instruction.
@@ -42,10 +46,12 @@ pub struct Counts {
 impl Counts {
     /// Every count with its name, in the order of declaration.
     #[must_use]
-    pub fn named(&self) -> [(&'static str, u64); 16] {
+    pub fn named(&self) -> [(&'static str, u64); 18] {
         [
             ("global_read_bytes", self.global_read_bytes),
             ("global_written_bytes", self.global_written_bytes),
+            ("global_distinct_read_bytes", self.global_distinct_read_bytes),
+            ("global_distinct_written_bytes", self.global_distinct_written_bytes),
             ("global_load_transactions", self.global_load_transactions),
             ("global_store_transactions", self.global_store_transactions),
             ("global_loads", self.global_loads),
@@ -68,6 +74,8 @@ impl AddAssign<&Counts> for Counts {
     fn add_assign(&mut self, other: &Counts) {
         self.global_read_bytes += other.global_read_bytes;
         self.global_written_bytes += other.global_written_bytes;
+        self.global_distinct_read_bytes += other.global_distinct_read_bytes;
+        self.global_distinct_written_bytes += other.global_distinct_written_bytes;
         self.global_load_transactions += other.global_load_transactions;
         self.global_store_transactions += other.global_store_transactions;
         self.global_loads += other.global_loads;

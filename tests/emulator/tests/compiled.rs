@@ -64,3 +64,34 @@ fn matrices_are_multiplied_through_two_stages() {
         assert_eq!(counts.global_read_bytes, 6 * 2 * 32 * 96 * 2);
     }
 }
+
+#[test]
+fn a_product_with_a_vector_reads_every_weight_once() {
+    let (rows, pieces) = (24usize, 3usize);
+    let columns = 256 * pieces;
+    let mut numbers = Numbers::new(4);
+    let mut short =
+        |count: usize| -> Vec<u16> { (0..count).map(|_| (numbers.float().to_bits() >> 16) as u16).collect() };
+    let (weights, x) = (short(rows * columns), short(columns));
+    let bytes = |values: &[u16]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>();
+    for seed in SEEDS {
+        let mut device = Device::new();
+        device.seed = seed;
+        let pointers = [device.upload(&bytes(&weights)), device.upload(&bytes(&x)), device.reserve(4 * rows)];
+        let arguments = [&pointers.map(Argument::Pointer)[..], &[Argument::Word(pieces as u32)]].concat();
+        let counts = device.run(KERNELS, "matvec", shape(rows as u32 / 4, 128), &arguments).unwrap();
+        let widen = |value: u16| f64::from(f32::from_bits(u32::from(value) << 16));
+        for (row, found) in device.floats(pointers[2], rows).into_iter().enumerate() {
+            let exact: f64 = (0..columns).map(|k| widen(weights[row * columns + k]) * widen(x[k])).sum();
+            assert!((f64::from(found) - exact).abs() < 1e-4, "row {row}: {found}, not {exact}");
+        }
+        let (weight_bytes, x_bytes) = (2 * (rows * columns) as u64, 2 * columns as u64);
+        assert_eq!(counts.global_distinct_read_bytes, weight_bytes + x_bytes);
+        assert_eq!(counts.global_read_bytes, weight_bytes + rows as u64 * x_bytes);
+        assert_eq!(counts.global_distinct_written_bytes, 4 * rows as u64);
+        assert_eq!(counts.global_loads, counts.global_loads_of_16_bytes);
+        assert_eq!(counts.global_load_transactions, (weight_bytes + rows as u64 * x_bytes) / 32);
+        // Two operations a weight, and four sums of every lane; the fifth only where it is stored.
+        assert_eq!(counts.scalar_operations, (2 * rows * columns + (4 * 32 + 1) * rows) as u64);
+    }
+}

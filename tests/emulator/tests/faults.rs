@@ -3,7 +3,7 @@
 mod device;
 
 use device::{Device, assert_fault, assert_runs, kernel, run_text, shape, with_shared};
-use qwen2c_emulator::{LaunchShape, Module};
+use qwen2c_emulator::LaunchShape;
 
 #[test]
 fn global_accesses_stay_in_their_allocation() {
@@ -82,6 +82,15 @@ fn a_register_that_was_never_written_may_be_moved_but_not_used() {
         "add",
         "a register is read",
     );
+    let packed = |used: &str| {
+        kernel(
+            "",
+            &format!("mov.b32 %r1, 5;\nmov.b64 %d1, {{%r1, %r6}};\nmov.b64 {{%r2, %r3}}, %d1;\n{used}"),
+        )
+    };
+    assert_runs(&packed(""), shape(1, 32), &[1]);
+    assert_fault(&packed("add.s64 %d2, %d1, 1;"), shape(1, 32), &[1], "add.s64", "a register is read");
+    assert_fault(&packed("add.s32 %r4, %r3, 1;"), shape(1, 32), &[1], "add.s32", "a register is read");
 }
 
 #[test]
@@ -216,28 +225,4 @@ fn launches_fit_the_kernel() {
     refused(shape(0, 64), &argument, "a grid of 0 blocks");
     refused(shape(1, 64), &[], "0 bytes of parameters where 8 are due");
     refused(LaunchShape { shared_bytes: 300_000, ..shape(1, 64) }, &argument, "bytes of shared memory");
-}
-
-#[test]
-fn what_is_unknown_is_refused_with_its_line() {
-    let refuse = |body: &str, expected: &str| {
-        let text = kernel("", body);
-        let error = Module::parse(&text).unwrap_err();
-        assert!(error.what.contains(expected), "{error}");
-        assert_eq!(text.lines().nth(error.line as usize - 1).map(str::trim), Some(&*error.text));
-        assert!(error.text.contains(body.lines().last().unwrap()), "{error}");
-    };
-    refuse("frobnicate.b32 %r1, %r2;", "`frobnicate` is not known");
-    refuse("mov.b32 %r1, 0;\nadd.sat.cc.s32 %r1, %r2, %r3;", "modifiers that are not known here: .sat.cc");
-    refuse("add.s32 %r1, %r2;", "2 operands where 3 are due");
-    refuse("add.s32 %r1, %r2, %x3;", "`%x3` is not known");
-    refuse("add.s32 %r1, %r2, %d3;", "not the 4 of the type");
-    refuse("bra NOWHERE;", "`NOWHERE` is not a label");
-    refuse("ld.global.v4.b64 %d1, [%d0];", "1 registers where 4 are due");
-    refuse("cvt.s32.f32 %r1, %f1;", "rounding `none`");
-    refuse(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.f16.f32 {%f1, %f2, %f3, %f4}, {%r1, %r1}, {%r1}, {%r1};",
-        "a product of depth 16",
-    );
-    refuse(".global .b32 x;", "`.global` is not known here");
 }

@@ -149,3 +149,63 @@ fn what_is_read_as_constant_is_not_written() {
     assert_runs(&text(4), shape(1, 32), &[1; 2]);
     assert_fault(&text(0), shape(1, 32), &[1; 2], "ld.global.nc", "promises that nobody writes");
 }
+
+#[test]
+fn accesses_of_different_sizes_meet() {
+    let text = |between: &str| {
+        let read = "and.b32 %r3, %r0, 15;\nmul.wide.u32 %d2, %r3, 16;\nadd.s64 %d2, %d2, %d0;\n\
+                    ld.global.v4.b32 {%r4, %r5, %r6, %r7}, [%d2];";
+        kernel(
+            "",
+            &format!(
+                "mul.wide.u32 %d1, %r0, 4;\nadd.s64 %d1, %d1, %d0;\n{read}\n{between}\nst.global.b32 [%d1], %r4;"
+            ),
+        )
+    };
+    assert_runs(&text("bar.sync 0;"), shape(1, 64), &[1; 64]);
+    assert_fault(&text("bar.warp.sync -1;"), shape(1, 64), &[1; 64], "", "race: ");
+    // The bytes beside a byte that another thread writes.
+    let text = |offset: u32| {
+        kernel(
+            "",
+            &format!(
+                "setp.eq.u32 %p1, %r0, 0;\n@%p1 st.global.b8 [%d0+3], 1;\n@!%p1 ld.global.b8 %h1, [%d0+{offset}];"
+            ),
+        )
+    };
+    assert_runs(&text(2), shape(1, 32), &[0]);
+    assert_fault(&text(3), shape(1, 32), &[0], "", "race: ");
+}
+
+#[test]
+fn a_fence_of_one_lane_orders_what_the_barrier_told_it() {
+    // Every thread writes; after a barrier of the block one thread tells another block by a fence.
+    let text = |barrier: &str| {
+        kernel(
+            "",
+            &format!(
+                "mov.u32 %r1, %ctaid.x;\nmul.wide.u32 %d1, %r0, 4;\nadd.s64 %d1, %d1, %d0;\nsetp.eq.u32 %p0, %r1, 0;\n\
+                 setp.eq.u32 %p2, %r0, 0;\n@%p0 bra TELL;\n\
+                 @!%p2 bra MEET;\nASK: ld.acquire.gpu.global.b32 %r2, [%d0+512];\nsetp.eq.u32 %p1, %r2, 0;\n@%p1 bra ASK;\n\
+                 MEET: bar.sync 0;\nld.global.b32 %r3, [%d1];\nbra END;\n\
+                 TELL: st.global.b32 [%d1], 7;\n{barrier}\n@!%p2 bra END;\nmembar.gl;\nred.global.add.u32 [%d0+512], 1;\nEND:"
+            ),
+        )
+    };
+    assert_runs(&text("bar.sync 1;"), shape(2, 64), &[0; 129]);
+    assert_fault(&text(""), shape(2, 64), &[0; 129], "ld.global.b32 %r3", "race: ");
+}
+
+#[test]
+fn every_reader_counts_and_not_only_the_last() {
+    let text = |between: &str| {
+        kernel(
+            "",
+            &format!(
+                "ld.global.b32 %r1, [%d0];\n{between}\nsetp.eq.u32 %p1, %r0, 31;\n@%p1 st.global.b32 [%d0], %r1;"
+            ),
+        )
+    };
+    assert_runs(&text("bar.warp.sync -1;"), shape(1, 32), &[0]);
+    assert_fault(&text(""), shape(1, 32), &[0], "st.global", "race: writing");
+}

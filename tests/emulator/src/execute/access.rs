@@ -106,13 +106,15 @@ impl Turn<'_, '_> {
         let (addresses, masks) = self.resolve(space, addresses);
         for (space, mask) in masks.into_iter().filter(|(_, mask)| *mask != 0) {
             self.note_traffic(space, deed, &addresses, mask, length);
+            let mut places = [(0, 0); LANES];
             for lane in lanes_of(mask) {
                 let start = self.check(space, deed, order, lane, addresses[lane], length)?;
-                self.synchronise(space, lane, addresses[lane], order, deed);
-                let mut buffer = [0; WIDEST_BYTES];
-                buffer[..length].copy_from_slice(&self.bytes(space, start)[..length]);
-                self.put(kind, to, lane, &buffer);
+                places[lane] = (self.machine.recent, start);
+                if order != Order::Weak {
+                    self.synchronise(space, lane, addresses[lane], order, deed);
+                }
             }
+            self.fill(space, kind, to, mask, &places);
         }
         Ok(self.after(order))
     }
@@ -132,7 +134,9 @@ impl Turn<'_, '_> {
             self.note_traffic(space, Deed::Write, &addresses, mask, length);
             for lane in lanes_of(mask) {
                 let start = self.check(space, Deed::Write, order, lane, addresses[lane], length)?;
-                self.synchronise(space, lane, addresses[lane], order, Deed::Write);
+                if order != Order::Weak {
+                    self.synchronise(space, lane, addresses[lane], order, Deed::Write);
+                }
                 let buffer = self.take(kind, from, lane);
                 self.bytes_mut(space, start)[..length].copy_from_slice(&buffer[..length]);
                 self.note_written(space, start, length);
@@ -152,16 +156,45 @@ impl Turn<'_, '_> {
         }
     }
 
-    /// The elements of a load into the registers of a lane, extended as the type's sign demands.
-    fn put(&mut self, kind: Type, to: &[Element], lane: usize, bytes: &Bytes) {
-        let size = kind.bytes() as usize;
-        if size == 4 && to.iter().all(|(_, held)| *held == 4) {
-            for (at, (slot, _)) in to.iter().enumerate() {
-                let word = [bytes[4 * at], bytes[4 * at + 1], bytes[4 * at + 2], bytes[4 * at + 3]];
-                self.warp.registers.write_lane(*slot, lane, u32::from_le_bytes(word));
+    /// The elements of a load into the registers of all lanes of `mask`; a place is an allocation and a start.
+    fn fill(
+        &mut self,
+        space: Space,
+        kind: Type,
+        to: &[Element],
+        mask: u32,
+        places: &[(usize, usize); LANES],
+    ) {
+        if kind.bytes() != 4 || to.iter().any(|(_, held)| *held != 4) {
+            for lane in lanes_of(mask) {
+                let (recent, start) = places[lane];
+                self.machine.recent = recent;
+                let length = kind.bytes() as usize * to.len();
+                let mut buffer = [0; WIDEST_BYTES];
+                buffer[..length].copy_from_slice(&self.bytes(space, start)[..length]);
+                self.put(kind, to, lane, &buffer);
             }
             return;
         }
+        for (at, (slot, _)) in to.iter().enumerate() {
+            let into = self.warp.registers.begin_write(*slot, mask);
+            for lane in lanes_of(mask) {
+                let (recent, start) = places[lane];
+                let bytes: &[u8] = match space {
+                    Space::Shared => &self.state.shared.bytes,
+                    Space::Local => &self.warp.local,
+                    _ => &self.machine.memory.allocations[recent].bytes,
+                };
+                let start = start + 4 * at;
+                let word = bytes[start..start + 4].try_into().expect("four bytes");
+                into[lane] = u32::from_le_bytes(word);
+            }
+        }
+    }
+
+    /// The elements of a load into the registers of a lane, extended as the type's sign demands.
+    fn put(&mut self, kind: Type, to: &[Element], lane: usize, bytes: &Bytes) {
+        let size = kind.bytes() as usize;
         for (at, (slot, held)) in to.iter().enumerate() {
             let mut word = [0; 8];
             word[..size].copy_from_slice(&bytes[at * size..(at + 1) * size]);
@@ -237,7 +270,8 @@ impl Turn<'_, '_> {
         address: u64,
         length: usize,
     ) -> Outcome<usize> {
-        if !address.is_multiple_of(length as u64) {
+        // Every access is as long as a power of two.
+        if address & (length as u64 - 1) != 0 {
             let what = format!("{} {length} bytes at {address:#x} is misaligned", verb(deed));
             return trouble(lane, what);
         }

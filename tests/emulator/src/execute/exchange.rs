@@ -7,33 +7,17 @@ use super::trouble::{Outcome, trouble};
 use super::turn::Turn;
 use crate::ptx::Type;
 use crate::ptx::decode::warp::{Combine, Shuffle, Vote, Warp};
+use crate::ptx::registers::Slot;
 
 impl Turn<'_, '_> {
     pub(crate) fn exchange(&mut self, instruction: &Warp) -> Outcome {
         match *instruction {
             Warp::Shuffle { mode, to, valid, from, lane, clamp, mask } => {
                 self.converged(mask, "`shfl.sync`")?;
-                let registers = &mut self.warp.registers;
-                let active = registers.active;
-                let values = registers.read::<u32>(from);
-                let offsets = registers.read::<u32>(lane);
-                let clamps = registers.read::<u32>(clamp);
-                let mut result = [0; LANES];
-                let mut holds = 0;
-                for lane in lanes_of(active) {
-                    let (source, is_valid) = source_of(mode, lane as u32, offsets[lane], clamps[lane]);
-                    if active >> source & 1 == 0 {
-                        return trouble(
-                            lane,
-                            format!("`shfl.sync` reads lane {source}, which takes no part"),
-                        );
-                    }
-                    result[lane] = values[source as usize];
-                    holds |= u32::from(is_valid) << lane;
-                }
-                registers.write(to, result);
+                let (result, holds) = self.shuffle(mode, from, lane, clamp)?;
+                self.warp.registers.write(to, result);
                 if let Some(valid) = valid {
-                    registers.set_predicate(valid, holds);
+                    self.warp.registers.set_predicate(valid, holds);
                 }
             }
             Warp::Vote { vote, to, by, mask } => {
@@ -78,6 +62,26 @@ impl Turn<'_, '_> {
             }
         }
         Ok(())
+    }
+
+    /// What every lane reads, and the lanes whose source lies in their segment.
+    fn shuffle(&mut self, mode: Shuffle, from: Slot, lane: Slot, clamp: Slot) -> Outcome<(Lanes<u32>, u32)> {
+        let registers = &mut self.warp.registers;
+        let active = registers.active;
+        let values = registers.read::<u32>(from);
+        let offsets = registers.read::<u32>(lane);
+        let clamps = registers.read::<u32>(clamp);
+        let mut result = [0; LANES];
+        let mut holds = 0;
+        for lane in lanes_of(active) {
+            let (source, is_valid) = source_of(mode, lane as u32, offsets[lane], clamps[lane]);
+            if active >> source & 1 == 0 {
+                return trouble(lane, format!("`shfl.sync` reads lane {source}, which takes no part"));
+            }
+            result[lane] = values[source as usize];
+            holds |= u32::from(is_valid) << lane;
+        }
+        Ok((result, holds))
     }
 }
 

@@ -119,6 +119,12 @@ impl<'launch> Grid<'launch> {
     /// Runs every block to its end.
     pub(crate) fn run(mut self) -> Result<Counts, Fault> {
         let result = self.run_blocks();
+        let memory = &*self.machine.memory;
+        for allocation in &memory.allocations {
+            let fresh = allocation.shadow.fresh(memory.generation);
+            self.machine.counts.global_distinct_read_bytes += fresh.read_bytes;
+            self.machine.counts.global_distinct_written_bytes += fresh.written_bytes;
+        }
         self.machine.memory.take_constants_back();
         result.map(|()| self.machine.counts)
     }
@@ -195,8 +201,12 @@ impl<'launch> Grid<'launch> {
         };
         self.idle_rounds =
             if std::mem::take(&mut self.machine.progressed) { 0 } else { self.idle_rounds + 1 };
-        if self.idle_rounds > 1 && self.resident < self.most_resident && self.admit() {
-            self.idle_rounds = 0;
+        if self.idle_rounds > 1 {
+            // As many as there are: a whole grid comes in within a few rounds.
+            let most = self.most_resident.min(2 * self.resident);
+            while self.resident < most && self.admit() {
+                self.idle_rounds = 0;
+            }
         }
         if self.idle_rounds > MOST_IDLE_ROUNDS {
             let what = match self.pending.len() {

@@ -19,14 +19,9 @@ use crate::ptx::resolver::{Address, Space};
 
 const ROWS: usize = 16;
 const COLUMNS: usize = 8;
-const MOST_DEPTH: usize = 32;
 
-/// One instruction's A as rows, B as rows, and the sums.
-struct Product {
-    a: [[f64; MOST_DEPTH]; ROWS],
-    b: [[f64; COLUMNS]; MOST_DEPTH],
-    sums: [[f64; COLUMNS]; ROWS],
-}
+/// Rows of A times columns of B.
+type Sums = [[f64; COLUMNS]; ROWS];
 
 impl Turn<'_, '_> {
     pub(crate) fn matrix(&mut self, instruction: &Matrix) -> Outcome<Next> {
@@ -36,8 +31,13 @@ impl Turn<'_, '_> {
             return trouble(active.trailing_zeros() as usize, what);
         }
         match instruction {
-            Matrix::Multiply { .. } => {
-                self.multiply(instruction);
+            Matrix::Multiply { depth, .. } => {
+                match depth {
+                    4 => self.multiply::<4>(instruction),
+                    8 => self.multiply::<8>(instruction),
+                    16 => self.multiply::<16>(instruction),
+                    _ => self.multiply::<32>(instruction),
+                }
                 Ok(Next::Step)
             }
             Matrix::Load { space, transposed, to, address } => {
@@ -107,62 +107,59 @@ impl Turn<'_, '_> {
         Ok(rows)
     }
 
-    fn multiply(&mut self, instruction: &Matrix) {
-        let Matrix::Multiply { depth, first, second, sum, saturates, to, a, b, c } = instruction else {
+    fn multiply<const DEPTH: usize>(&mut self, instruction: &Matrix) {
+        let Matrix::Multiply { first, second, sum, saturates, to, a, b, c, .. } = instruction else {
             return;
         };
         self.machine.counts.matrix_operations += 1;
-        self.machine.counts.matrix_scalar_operations += (2 * ROWS * COLUMNS * depth) as u64;
-        let mut product = Product {
-            a: [[0.0; MOST_DEPTH]; ROWS],
-            b: [[0.0; COLUMNS]; MOST_DEPTH],
-            sums: [[0.0; COLUMNS]; ROWS],
-        };
-        self.gather(&mut product, (*first, a), (*second, b));
+        self.machine.counts.matrix_scalar_operations += (2 * ROWS * COLUMNS * DEPTH) as u64;
+        let of_a = self.gather_a::<DEPTH>(*first, a);
+        let of_b = self.gather_b::<DEPTH>(*second, b);
         // Sums of whole numbers stay below 2^53 and are exact; the others are rounded once at the end.
-        for row in 0..ROWS {
-            let sums = &mut product.sums[row];
-            for (of_a, of_b) in product.a[row][..*depth].iter().zip(&product.b) {
+        let mut sums: Sums = [[0.0; COLUMNS]; ROWS];
+        for (sums, row) in sums.iter_mut().zip(&of_a) {
+            for (of_a, of_b) in row.iter().zip(&of_b) {
                 for column in 0..COLUMNS {
                     sums[column] += of_a * of_b[column];
                 }
             }
         }
-        self.finish(&product, *sum, *saturates, to, c);
+        self.finish(&sums, *sum, *saturates, to, c);
     }
 
-    fn gather(
-        &mut self,
-        product: &mut Product,
-        (first, a): (Factor, &[Slot]),
-        (second, b): (Factor, &[Slot]),
-    ) {
-        let per_register = first.per_register();
-        for (number, slot) in a.iter().enumerate() {
+    fn gather_a<const DEPTH: usize>(&mut self, factor: Factor, slots: &[Slot]) -> [[f64; DEPTH]; ROWS] {
+        let per_register = factor.per_register();
+        let mut matrix = [[0.0; DEPTH]; ROWS];
+        for (number, slot) in slots.iter().enumerate() {
             let words = self.warp.registers.read::<u32>(*slot);
-            for (lane, word) in words.iter().enumerate() {
+            for (lane, elements) in elements_of(factor, &words).iter().enumerate() {
                 let (group, place) = (lane / 4, lane % 4);
                 let column = 4 * per_register * (number / 2) + per_register * place;
-                let row = &mut product.a[group + 8 * (number % 2)];
-                for element in 0..per_register {
-                    row[column + element] = value_of(first, *word, element);
-                }
+                let row = &mut matrix[group + 8 * (number % 2)][column..column + per_register];
+                row.copy_from_slice(&elements[..per_register]);
             }
         }
-        for (number, slot) in b.iter().enumerate() {
+        matrix
+    }
+
+    fn gather_b<const DEPTH: usize>(&mut self, factor: Factor, slots: &[Slot]) -> [[f64; COLUMNS]; DEPTH] {
+        let per_register = factor.per_register();
+        let mut matrix = [[0.0; COLUMNS]; DEPTH];
+        for (number, slot) in slots.iter().enumerate() {
             let words = self.warp.registers.read::<u32>(*slot);
-            for (lane, word) in words.iter().enumerate() {
+            for (lane, elements) in elements_of(factor, &words).iter().enumerate() {
                 let (group, place) = (lane / 4, lane % 4);
                 let row = 4 * per_register * number + per_register * place;
-                for element in 0..per_register {
-                    product.b[row + element][group] = value_of(second, *word, element);
+                for (element, value) in elements[..per_register].iter().enumerate() {
+                    matrix[row + element][group] = *value;
                 }
             }
         }
+        matrix
     }
 
     /// Adds C and writes D.
-    fn finish(&mut self, product: &Product, sum: Sum, saturates: bool, to: &[Slot], c: &[Slot]) {
+    fn finish(&mut self, sums: &Sums, sum: Sum, saturates: bool, to: &[Slot], c: &[Slot]) {
         for (number, (to, c)) in to.iter().zip(c).enumerate() {
             let words = self.warp.registers.read::<u32>(*c);
             let of_lane = |lane: usize| {
@@ -170,18 +167,18 @@ impl Turn<'_, '_> {
                 let word = words[lane];
                 match sum {
                     Sum::F32 => {
-                        let found = product.sums[group + 8 * (number / 2)][2 * place + number % 2];
+                        let found = sums[group + 8 * (number / 2)][2 * place + number % 2];
                         ((found + f64::from(f32::from_bits(word))) as f32).to_bits()
                     }
                     Sum::S32 => {
-                        let found = product.sums[group + 8 * (number / 2)][2 * place + number % 2];
+                        let found = sums[group + 8 * (number / 2)][2 * place + number % 2];
                         let whole = found as i64 + i64::from(word as i32);
                         let limits = (i64::from(i32::MIN), i64::from(i32::MAX));
                         (if saturates { whole.clamp(limits.0, limits.1) } else { whole }) as u32
                     }
                     Sum::F16 => {
                         let half = |at: usize| {
-                            let found = product.sums[group + 8 * number][2 * place + at];
+                            let found = sums[group + 8 * number][2 * place + at];
                             let old = Half((word >> (16 * at)) as u16).widen();
                             round_to_format(found + f64::from(old), HALF, Rounding::Nearest)
                         };
@@ -195,17 +192,22 @@ impl Turn<'_, '_> {
     }
 }
 
-/// An element of a register of A or B.
-fn value_of(factor: Factor, word: u32, element: usize) -> f64 {
-    let short = (word >> (16 * (element & 1))) as u16;
-    let byte = word.to_le_bytes()[element & 3];
+/// The elements of a register of A or B in every lane; short registers end in zeros.
+fn elements_of(factor: Factor, words: &Lanes<u32>) -> [[f64; 4]; LANES] {
+    let halves = |word: u32| [word as u16, (word >> 16) as u16];
     match factor {
-        Factor::F16 => f64::from(Half(short).widen()),
-        Factor::BF16 => f64::from(Brain(short).widen()),
+        Factor::F16 => words.map(|word| {
+            let [low, high] = halves(word).map(|half| f64::from(Half(half).widen()));
+            [low, high, 0.0, 0.0]
+        }),
+        Factor::BF16 => words.map(|word| {
+            let [low, high] = halves(word).map(|half| f64::from(Brain(half).widen()));
+            [low, high, 0.0, 0.0]
+        }),
         // Hardware ignores the lower 13 bits.
-        Factor::TF32 => f64::from(f32::from_bits(word & 0xffff_e000)),
-        Factor::S8 => f64::from(byte as i8),
-        Factor::U8 => f64::from(byte),
+        Factor::TF32 => words.map(|word| [f64::from(f32::from_bits(word & 0xffff_e000)), 0.0, 0.0, 0.0]),
+        Factor::S8 => words.map(|word| word.to_le_bytes().map(|byte| f64::from(byte as i8))),
+        Factor::U8 => words.map(|word| word.to_le_bytes().map(f64::from)),
     }
 }
 

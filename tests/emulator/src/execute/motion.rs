@@ -15,8 +15,11 @@ pub(crate) fn execute(instruction: &Motion, registers: &mut Registers, clock: u6
         Motion::Pack { element, to, from } => {
             let bits = 8 * element.bytes();
             let mut packed = [0u64; LANES];
+            let mut defined = u32::MAX;
             for (at, slot) in from.iter().enumerate() {
-                let part = registers.read::<u32>(*slot);
+                // What was never written makes the whole unwritten, and is noticed where that is used.
+                defined &= registers.defined::<u32>(*slot);
+                let part = registers.peek::<u32>(*slot);
                 let mask = if bits == 16 { 0xffff } else { u32::MAX };
                 for lane in 0..LANES {
                     packed[lane] |= u64::from(part[lane] & mask) << (bits * at as u32);
@@ -24,21 +27,24 @@ pub(crate) fn execute(instruction: &Motion, registers: &mut Registers, clock: u6
             }
             if bits * from.len() as u32 == 64 {
                 registers.write(*to, packed);
+                registers.undefine::<u64>(*to, !defined);
             } else {
                 registers.write(*to, packed.map(|word| word as u32));
+                registers.undefine::<u32>(*to, !defined);
             }
         }
         Motion::Unpack { element, to, from } => {
             let bits = 8 * element.bytes();
-            let word = if bits * to.len() as u32 == 64 {
-                registers.read::<u64>(*from)
+            let (word, defined) = if bits * to.len() as u32 == 64 {
+                (*registers.peek::<u64>(*from), registers.defined::<u64>(*from))
             } else {
-                registers.read::<u32>(*from).map(u64::from)
+                (registers.peek::<u32>(*from).map(u64::from), registers.defined::<u32>(*from))
             };
             let mask = if bits == 16 { 0xffff } else { u64::from(u32::MAX) };
             for (at, slot) in to.iter().enumerate() {
                 let part = word.map(|word| (word >> (bits * at as u32) & mask) as u32);
                 registers.write(*slot, part);
+                registers.undefine::<u32>(*slot, !defined);
             }
         }
         Motion::Address { space, to_space, to, from } => {

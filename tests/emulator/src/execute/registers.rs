@@ -171,6 +171,13 @@ impl Registers {
         }
     }
 
+    /// The lanes of a narrow register, of which `lanes` are to be written.
+    #[inline(always)]
+    pub(crate) fn begin_write(&mut self, slot: Slot, lanes: u32) -> &mut Lanes<u32> {
+        self.defined[File::Narrow as usize][slot as usize] |= lanes;
+        &mut self.narrow[slot as usize]
+    }
+
     /// Writes one lane of a register.
     #[inline(always)]
     pub(crate) fn write_lane<W: Word>(&mut self, slot: Slot, lane: usize, value: W) {
@@ -185,12 +192,27 @@ impl Registers {
         W::of(self, slot)[lane]
     }
 
+    /// The lanes of a register, written or not.
+    pub(crate) fn peek<W: Word>(&self, slot: Slot) -> &Lanes<W> {
+        W::of(self, slot)
+    }
+
+    /// The lanes of a register that were ever written.
+    pub(crate) fn defined<W: Word>(&self, slot: Slot) -> u32 {
+        self.defined[W::FILE as usize][slot as usize]
+    }
+
+    /// Takes active `lanes` of a register for never written.
+    pub(crate) fn undefine<W: Word>(&mut self, slot: Slot, lanes: u32) {
+        self.defined[W::FILE as usize][slot as usize] &= !(self.active & lanes);
+    }
+
     /// Copies a register in the active lanes, written or not; what was not written stays so.
     pub(crate) fn copy<W: Word>(&mut self, to: Slot, from: Slot) {
-        let defined = self.defined[W::FILE as usize][from as usize];
+        let defined = self.defined::<W>(from);
         let values = *W::of(self, from);
         self.write(to, values);
-        self.defined[W::FILE as usize][to as usize] &= !self.active | defined;
+        self.undefine::<W>(to, !defined);
     }
 
     /// Active lanes in which the predicate holds.

@@ -72,20 +72,25 @@ pub(crate) fn conflicts(addresses: &Lanes<u64>, mask: u32, length: usize) -> u64
     if is_consecutive(addresses, mask, length) {
         return 0;
     }
-    let mut words = [[0u64; LANES]; BANKS];
-    let mut counts = [0usize; BANKS];
-    for lane in lanes_of(mask) {
-        let first = addresses[lane] / 4;
-        for word in first..first + words_of_lane {
-            let bank = word as usize % BANKS;
-            let known = &words[bank][..counts[bank]];
-            if !known.contains(&word) {
-                words[bank][counts[bank]] = word;
-                counts[bank] += 1;
-            }
-        }
+    let mut first_words = [0u64; BANKS];
+    let mut taken = 0u32;
+    let all = |lane: usize| addresses[lane] / 4..addresses[lane] / 4 + words_of_lane;
+    let has_conflict = lanes_of(mask).flat_map(all).any(|word| {
+        let bank = word as usize % BANKS;
+        let is_other = taken >> bank & 1 == 1 && first_words[bank] != word;
+        taken |= 1 << bank;
+        first_words[bank] = word;
+        is_other
+    });
+    if !has_conflict {
+        return 0;
     }
-    counts.iter().max().map_or(0, |most| most.saturating_sub(1) as u64)
+    let mut words: Vec<u64> = lanes_of(mask).flat_map(all).collect();
+    words.sort_unstable();
+    words.dedup();
+    let mut counts = [0u64; BANKS];
+    words.iter().for_each(|word| counts[*word as usize % BANKS] += 1);
+    counts.iter().max().map_or(0, |most| most - 1)
 }
 
 /// Whether every lane's access lies behind that of the lane before it.

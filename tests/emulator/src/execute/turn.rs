@@ -15,6 +15,9 @@ const MOST_ACCESSES: usize = 16;
 /// Instructions after which a warp that accesses nothing is interrupted.
 const MOST_INSTRUCTIONS: u64 = 4096;
 
+/// Instructions after which a warp is taken to run for ever.
+const MOST_INSTRUCTIONS_OF_WARP: u64 = 1 << 30;
+
 /// What becomes of the warp after its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum After {
@@ -69,6 +72,7 @@ impl Turn<'_, '_> {
             self.machine.counts.instructions += 1;
             self.machine.counts.lane_instructions += u64::from(active.count_ones());
             self.machine.idle += 1;
+            self.warp.instructions += 1;
             let is_branch = matches!(instruction.operation, Operation::Control(Control::Branch { .. }));
             let next = if active == 0 && !is_branch { Ok(Next::Step) } else { self.execute(instruction) };
             let next = next.and_then(|next| self.check_registers(next));
@@ -93,6 +97,10 @@ impl Turn<'_, '_> {
     }
 
     fn check_registers(&mut self, next: Next) -> Outcome<Next> {
+        if self.warp.instructions > MOST_INSTRUCTIONS_OF_WARP {
+            let lane = self.warp.registers.active.trailing_zeros() as usize % LANES;
+            return trouble(lane, format!("{MOST_INSTRUCTIONS_OF_WARP} instructions and no end"));
+        }
         let missing = self.warp.registers.missing;
         if missing == 0 {
             return Ok(next);

@@ -39,6 +39,8 @@ pub(crate) struct Warp {
     pub(crate) local: Vec<u8>,
     pub(crate) local_written: Vec<bool>,
     pub(crate) order: WarpOrder,
+    /// Instructions it has executed.
+    pub(crate) instructions: u64,
 }
 
 impl Warp {
@@ -56,6 +58,7 @@ impl Warp {
             local: vec![0; local_bytes * LANES],
             local_written: vec![false; local_bytes * LANES],
             order: WarpOrder::default(),
+            instructions: 0,
         }
     }
 

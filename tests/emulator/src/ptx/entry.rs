@@ -13,6 +13,11 @@ use super::statement::{Operand, Statement, number};
 use super::types::Type;
 use super::{Entry, Parameter, ParseError};
 
+/// Registers of one name that an entry may declare.
+const MOST_REGISTERS: u32 = 1 << 20;
+/// Bytes of the largest variable and of the largest parameter.
+const MOST_BYTES: u64 = 1 << 20;
+
 /// A variable as it was declared.
 #[derive(Clone, Debug)]
 pub(crate) struct Variable<'text> {
@@ -66,7 +71,10 @@ fn variable<'text>(cursor: &mut Cursor<'text>) -> Result<Variable<'text>, ParseE
                 bytes *= count;
             }
             let alignment_bytes = alignment.unwrap_or(element);
-            if !alignment_bytes.is_power_of_two() {
+            if bytes > MOST_BYTES {
+                return Err(cursor.error(format!("a variable of {bytes} bytes")));
+            }
+            if !alignment_bytes.is_power_of_two() || alignment_bytes > MOST_BYTES {
                 return Err(cursor.error(format!("an alignment of {alignment_bytes} bytes")));
             }
             return Ok(Variable { name: word, alignment_bytes, bytes, element_bytes: element });
@@ -194,8 +202,13 @@ fn parameters<'text>(cursor: &mut Cursor<'text>) -> Result<Vec<(&'text str, Para
         };
         let mut size_bytes = element;
         if cursor.take_mark('[') {
-            size_bytes *= cursor.integer("a count")?;
+            size_bytes = size_bytes.saturating_mul(cursor.integer("a count")?);
             cursor.expect_mark(']')?;
+        }
+        let is_odd = alignment.is_some_and(|alignment| !alignment.is_power_of_two());
+        if u64::from(size_bytes.max(alignment.unwrap_or(1))) > MOST_BYTES || is_odd || parameters.len() > 1000
+        {
+            return Err(cursor.error(format!("a parameter of {size_bytes} bytes")));
         }
         let behind = parameters.last().map_or(0, |(_, last)| last.offset_bytes + last.size_bytes);
         let offset_bytes = behind.next_multiple_of(alignment.unwrap_or(element).max(1));
@@ -288,7 +301,11 @@ fn registers<'text>(cursor: &mut Cursor<'text>, draft: &mut Draft<'text>) -> Res
         let name = cursor.word("a register")?;
         let mut count = None;
         if cursor.take_mark('<') {
-            count = Some(cursor.integer("a count")?);
+            let number = cursor.integer("a count")?;
+            if number > MOST_REGISTERS {
+                return Err(cursor.error(format!("{number} registers")));
+            }
+            count = Some(number);
             cursor.expect_mark('>')?;
         }
         draft.registers.declare(kind, name, count);
@@ -337,7 +354,7 @@ fn finish<'text>(
     Ok(Entry {
         name: name.to_owned(),
         parameters: parameters.into_iter().map(|(_, parameter)| parameter).collect(),
-        static_shared_bytes: (static_end - SHARED_BASE) as u32,
+        static_shared_bytes: u32::try_from(static_end - SHARED_BASE).unwrap_or(u32::MAX),
         maximum_threads: draft.maximum_threads,
         required_threads: draft.required_threads,
         code,

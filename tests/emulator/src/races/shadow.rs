@@ -62,9 +62,16 @@ struct Page {
 pub(crate) struct Shadow {
     generation: u32,
     pages: Vec<Option<Box<Page>>>,
-    /// Lists of readers, and those of them that are free.
-    lists: Vec<Vec<Epoch>>,
-    free: Vec<usize>,
+    lists: Lists,
+    /// Bytes that were read before anything else, and bytes that were written, since somebody asked.
+    fresh: Fresh,
+}
+
+/// Bytes that were accessed for the first time.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Fresh {
+    pub(crate) read_bytes: u64,
+    pub(crate) written_bytes: u64,
 }
 
 impl Shadow {
@@ -80,19 +87,26 @@ impl Shadow {
     ) -> Result<(), Conflict> {
         if self.generation != generation {
             self.generation = generation;
-            self.lists.clear();
-            self.free.clear();
+            self.lists = Lists::default();
+            self.fresh = Fresh::default();
         }
         let number = start / PAGE_BYTES;
         if number >= self.pages.len() {
             self.pages.resize_with(number + 1, || None);
         }
         let page = self.pages[number].get_or_insert_with(|| Page::new(generation));
-        let shift = (start | length).trailing_zeros().min(LARGEST_SHIFT);
-        page.prepare(generation, shift, Lists { lists: &mut self.lists, free: &mut self.free });
+        page.prepare(generation, (start | length).trailing_zeros().min(LARGEST_SHIFT), &mut self.lists);
         let first = (start % PAGE_BYTES) >> page.shift;
         for cell in &mut page.cells[first..first + (length >> page.shift)] {
-            let lists = Lists { lists: &mut self.lists, free: &mut self.free };
+            let lists = &mut self.lists;
+            if cell.write == 0 {
+                let bytes = 1 << page.shift;
+                match touch {
+                    Touch::Write => self.fresh.written_bytes += bytes,
+                    _ if cell.read == 0 => self.fresh.read_bytes += bytes,
+                    _ => {}
+                }
+            }
             match touch {
                 Touch::Read => cell.read(observer, lists)?,
                 Touch::ReadConstant if cell.write != 0 => return Err(cell.writer()),
@@ -104,6 +118,13 @@ impl Shadow {
     }
 }
 
+impl Shadow {
+    /// Bytes of the launch numbered `generation` that were accessed for the first time.
+    pub(crate) fn fresh(&self, generation: u32) -> Fresh {
+        if self.generation == generation { self.fresh } else { Fresh::default() }
+    }
+}
+
 impl Page {
     fn new(generation: u32) -> Box<Page> {
         let cells = vec![Cell::default(); PAGE_BYTES >> LARGEST_SHIFT];
@@ -112,7 +133,7 @@ impl Page {
 
     /// Forgets other launches, and divides cells that are larger than an access.
     #[inline]
-    fn prepare(&mut self, generation: u32, shift: u32, lists: Lists<'_>) {
+    fn prepare(&mut self, generation: u32, shift: u32, lists: &mut Lists) {
         if self.generation != generation {
             self.generation = generation;
             self.cells.fill(Cell::default());
@@ -123,41 +144,43 @@ impl Page {
     }
 
     #[cold]
-    fn divide(&mut self, shift: u32, mut lists: Lists<'_>) {
+    fn divide(&mut self, shift: u32, lists: &mut Lists) {
         let times = 1 << (self.shift - shift);
         let mut cells = Vec::with_capacity(self.cells.len() * times);
         for cell in &self.cells {
             cells.push(*cell);
-            for _ in 1..times {
-                // Each part frees the list that it has, so that none may be shared.
-                let read = list_of(cell.read).map_or(cell.read, |number| lists.copy_of(number));
-                cells.push(Cell { read, ..*cell });
-            }
+            // Every part has its own list of readers.
+            cells.extend((1..times).map(|_| Cell { read: lists.copy(cell.read), ..*cell }));
         }
         self.cells = cells;
         self.shift = shift;
     }
 }
 
-struct Lists<'shadow> {
-    lists: &'shadow mut Vec<Vec<Epoch>>,
-    free: &'shadow mut Vec<usize>,
+/// Lists of readers, and those of them that are free.
+#[derive(Debug, Default)]
+struct Lists {
+    lists: Vec<Vec<Epoch>>,
+    free: Vec<usize>,
 }
 
-impl Lists<'_> {
-    fn new_list(&mut self, readers: &[Epoch]) -> u64 {
+impl Lists {
+    /// What stands in place of a reader in another cell that was read by the same threads.
+    fn copy(&mut self, read: u64) -> u64 {
+        let Some(number) = list_of(read) else { return read };
+        let readers = self.lists[number].clone();
+        self.lists.push(readers);
+        LISTED | (self.lists.len() - 1) as u64
+    }
+
+    fn new_list(&mut self, readers: [Epoch; 2]) -> u64 {
         let number = self.free.pop().unwrap_or_else(|| {
             self.lists.push(Vec::new());
             self.lists.len() - 1
         });
         self.lists[number].clear();
-        self.lists[number].extend_from_slice(readers);
+        self.lists[number].extend(readers);
         LISTED | number as u64
-    }
-
-    fn copy_of(&mut self, number: usize) -> u64 {
-        let readers = self.lists[number].clone();
-        self.new_list(&readers)
     }
 }
 
@@ -182,7 +205,7 @@ impl Cell {
     }
 
     #[inline(always)]
-    fn read(&mut self, observer: &Observer<'_>, mut lists: Lists<'_>) -> Result<(), Conflict> {
+    fn read(&mut self, observer: &Observer<'_>, lists: &mut Lists) -> Result<(), Conflict> {
         let mine = observer.epoch;
         if self.write != 0 && !observer.allows(Epoch(self.write)) {
             return Err(self.writer());
@@ -200,7 +223,7 @@ impl Cell {
                 lists.free.push(number);
                 self.read = READ_BY_BLOCKS;
             } else {
-                add(list, mine);
+                add(list, observer);
             }
         } else if observer.knowledge.covers(earlier) {
             self.read = mine.0;
@@ -209,14 +232,14 @@ impl Cell {
         {
             self.read = READ_BY_BLOCKS;
         } else {
-            self.read = lists.new_list(&[earlier, mine]);
+            self.read = lists.new_list([earlier, mine]);
         }
         self.read_line = observer.line;
         Ok(())
     }
 
     #[inline(always)]
-    fn write(&mut self, observer: &Observer<'_>, lists: Lists<'_>) -> Result<(), Conflict> {
+    fn write(&mut self, observer: &Observer<'_>, lists: &mut Lists) -> Result<(), Conflict> {
         if self.write != 0 && !observer.allows(Epoch(self.write)) {
             return Err(self.writer());
         }
@@ -245,13 +268,16 @@ impl Cell {
 }
 
 /// Adds a reader, in place of what it read before.
-fn add(list: &mut Vec<Epoch>, mine: Epoch) {
+fn add(list: &mut Vec<Epoch>, observer: &Observer<'_>) {
+    let mine = observer.epoch;
     // A reader that comes again came mostly just before.
     let recent = list.len().saturating_sub(64);
     match list[recent..].iter_mut().rev().find(|reader| reader.is_of_same_thread(mine)) {
         Some(reader) => *reader = mine,
         None => {
             if list.len() == list.capacity() && list.len() >= 1024 {
+                // Whoever must come after this one must come after those before it.
+                list.retain(|reader| !observer.knowledge.covers(*reader));
                 list.sort_unstable_by_key(|reader| {
                     (reader.block(), reader.thread(), std::cmp::Reverse(reader.0))
                 });
