@@ -45,7 +45,7 @@ impl<'c> KernelBuilder<'c> {
 
     /// All threads of the warp wait for one another, and see what they wrote before.
     #[track_caller]
-    pub(crate) fn warp_barrier<'k>(&'k self) {
+    pub(crate) fn warp_barrier(&self) {
         let everybody = self.int_of(Scalar::I32, -1);
         self.append("nvvm.bar.warp.sync", &[everybody], &[], &[], Vec::new());
     }

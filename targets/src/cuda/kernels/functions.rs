@@ -3,7 +3,7 @@
 use crate::builder::{KernelBuilder, Val};
 
 /// log₂ e = the `f32` nearest to it + this.
-const LOG2_E_REST: f32 = 1.925_963_1e-8;
+const LOG2_E_REST: f32 = 1.925_963e-8;
 
 /// Below this, `exp` is smaller than the smallest normal number.
 const EXP_SMALLEST: f32 = -87.0;

@@ -81,7 +81,7 @@ impl<'k> UnitProduct<'k, '_> {
         let scalings = self.scalings(kernel, start, units);
         let first = (block * k.int(BLOCK_UNITS) + self.lane) * k.int(geometry.unit_inputs());
         // Padding is at the end of the last block.
-        let is_padded = units < BLOCK_UNITS && geometry.columns % geometry.unit_inputs() != 0;
+        let is_padded = units < BLOCK_UNITS && !geometry.columns.is_multiple_of(geometry.unit_inputs());
         let mut partial: Vec<Val<'k>> =
             if scalings.is_empty() { sums.to_vec() } else { vec![k.float(0.0, 1); sums.len()] };
         let mut input_sums = vec![k.float(0.0, 1); self.inputs.len()];
