@@ -148,7 +148,10 @@ fn mark_entry_points(llvm: &LlvmContext, module: &Module<'_>, launches: &[Launch
         let Some(function) = module.get_function(&launch.symbol) else { continue };
         function.set_call_conventions(KERNEL_CALLING_CONVENTION);
         let threads = format!("{},1,1", launch.shape.threads);
-        for (name, value) in [("nvvm.reqntid", threads.as_str()), ("no-builtins", ""), ("nounwind", "")] {
+        let blocks = launch.shape.blocks_at_once.map(|blocks| blocks.to_string());
+        let attributes = [("nvvm.reqntid", threads.as_str()), ("no-builtins", ""), ("nounwind", "")];
+        let blocks = blocks.as_deref().map(|blocks| ("nvvm.minctasm", blocks));
+        for (name, value) in attributes.into_iter().chain(blocks) {
             function.add_attribute(AttributeLoc::Function, llvm.create_string_attribute(name, value));
         }
     }

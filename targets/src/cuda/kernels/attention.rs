@@ -112,11 +112,12 @@ pub(super) fn launches(request: &KernelRequest) -> Vec<(&'static str, Shape)> {
     let cut = Cut::new(request);
     let threads = WARPS * u64::from(WARP_THREADS);
     let blocks = cut.kv_heads * cut.head_blocks * cut.position_blocks;
-    let first = Shape { blocks, rows_per_block: 1, threads, shared_bytes: cut.shared_bytes() };
+    let first =
+        Shape { blocks, rows_per_block: 1, threads, shared_bytes: cut.shared_bytes(), ..Shape::row() };
     if !cut.is_split() {
         return vec![("", first)];
     }
-    let merge = Shape { blocks: cut.heads, rows_per_block: 1, threads, shared_bytes: REDUCTION_BYTES };
+    let merge = Shape { blocks: cut.heads, threads, ..Shape::row() };
     vec![("", first), ("_merge", merge)]
 }
 

@@ -54,7 +54,7 @@ pub(super) fn shape(request: &KernelRequest, layouts: &[WeightLayout]) -> Shape 
     } else {
         (choices(request), 1)
     };
-    Shape { blocks: parts * tasks.blocks(), rows_per_block, threads: 128, shared_bytes: REDUCTION_BYTES }
+    Shape { blocks: parts * tasks.blocks(), rows_per_block, threads: 128, ..Shape::row() }
 }
 
 /// Some columns of one entry or of one active expert.

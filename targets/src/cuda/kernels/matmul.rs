@@ -104,6 +104,7 @@ pub(super) fn shape(request: &KernelRequest, layouts: &[WeightLayout]) -> Shape 
         rows_per_block: rows_side_by_side(request, tasks),
         threads: WARPS * u64::from(WARP_THREADS),
         shared_bytes: REDUCTION_BYTES + tasks.halves * WARPS * u64::from(WARP_THREADS) * 4,
+        ..Shape::row()
     }
 }
 

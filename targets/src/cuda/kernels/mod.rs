@@ -49,6 +49,9 @@ pub(super) struct Shape {
     pub(super) threads: u64,
     /// Shared memory of a block.
     pub(super) shared_bytes: u64,
+    /// Blocks that a multiprocessor must be able to run at once: the assembler shares registers out to them.
+    /// Without it the assembler prefers many blocks at times, and spills.
+    pub(super) blocks_at_once: Option<u64>,
 }
 
 /// Threads of kernels that go along a row.
@@ -57,7 +60,13 @@ const ROW_THREADS: u64 = 256;
 impl Shape {
     /// One block for each row, with shared memory for reductions.
     fn row() -> Self {
-        Self { blocks: 1, rows_per_block: 1, threads: ROW_THREADS, shared_bytes: REDUCTION_BYTES }
+        Self {
+            blocks: 1,
+            rows_per_block: 1,
+            threads: ROW_THREADS,
+            shared_bytes: REDUCTION_BYTES,
+            blocks_at_once: None,
+        }
     }
 }
 

@@ -144,6 +144,11 @@ impl Cut {
         self.stages * self.stage.bytes(&self.geometry)
     }
 
+    /// Blocks that registers must suffice for. Widening and products overlap where two have all of them.
+    pub(super) fn blocks_at_once(self) -> Option<u64> {
+        self.geometry.quantization.map(|_| 2)
+    }
+
     /// Stages that a row of inputs takes.
     pub(super) fn stages_of_row(self) -> u64 {
         self.geometry.columns.div_ceil(self.stage.inputs())
