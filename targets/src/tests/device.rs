@@ -78,7 +78,7 @@ pub(super) fn run_with_gaps(
                 let address = memory.allocate(bytes.len().max(1) as u64).unwrap();
                 let mut written = 0;
                 let gaps = gaps.iter().filter(|(buffer, _)| *buffer == number).map(|(_, gap)| gap.clone());
-                for gap in gaps.chain([bytes.len()..bytes.len()]) {
+                for gap in gaps.chain(std::iter::once(bytes.len()..bytes.len())) {
                     memory.write(address + written as u64, &bytes[written..gap.start]).unwrap();
                     written = gap.end;
                 }

@@ -219,12 +219,15 @@ fn run(
         .collect()
 }
 
+/// Inputs and weights as numbers, caches as their bytes.
+type Given<'a> = (&'a [Vec<f32>], &'a [Vec<f32>], &'a [Vec<u8>]);
+
 /// The bytes of inputs, weights, caches and outputs.
 fn operands(
     request: &KernelRequest,
     layouts: &[WeightLayout],
     count: u64,
-    (inputs, weights, caches): (&[Vec<f32>], &[Vec<f32>], &[Vec<u8>]),
+    (inputs, weights, caches): Given<'_>,
 ) -> Vec<Vec<u8>> {
     let mut buffers: Vec<Vec<u8>> =
         request.inputs.iter().zip(inputs).map(|(ty, x)| value_bytes(ty, x)).collect();

@@ -16,7 +16,7 @@ use super::functions::silu;
 use super::group_rows::GroupTable;
 use super::matmul::{Results, Tasks, multiply, rows_side_by_side};
 use super::tile_cut::Cut;
-use super::{Kernel, REDUCTION_BYTES, Shape, prompt_experts};
+use super::{Kernel, Shape, prompt_experts};
 use crate::builder::{Buffer, Compare, Place, Val};
 use crate::cuda::layout::WarpGeometry;
 
