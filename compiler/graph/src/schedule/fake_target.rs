@@ -87,6 +87,7 @@ impl Target for FakeTarget {
         let (lanes, pair) = match layout {
             WeightLayout::RowMajor => (1, 1),
             WeightLayout::Panels { lanes, pair, .. } => (u64::from(lanes), u64::from(pair)),
+            WeightLayout::WarpPanels { rows, .. } => (u64::from(rows), 1),
         };
         weight.rows().next_multiple_of(lanes)
             * weight.columns().next_multiple_of(pair)
