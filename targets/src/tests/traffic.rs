@@ -42,6 +42,8 @@ fn a_token_reads_every_weight_once_and_16_bytes_at_a_time() {
             let padding = bytes.weights - asked;
             let most = quantization.map_or(0, |_| outputs / rows_of_warp * 16);
             assert!(padding <= most, "{quantization:?}, {inputs}: {padding} bytes were not read");
+            // Memory delivers weights and inputs once; what warps ask for again lies in a cache.
+            assert_eq!(counts.global_distinct_read_bytes, asked + inputs * 2);
             assert_eq!(counts.global_loads, counts.global_loads_of_16_bytes, "{quantization:?}, {inputs}");
             // A thread's inputs are next to one another: each of its loads takes half of a sector that the
             // cache has after the first. Weights come in whole sectors, but for runs that begin in the middle.
