@@ -11,7 +11,7 @@ use qwen2c_tests::{Build, Golden, Program, goldens_directory};
 use serde_json::Value;
 use tempfile::TempDir;
 
-const STAGES: &str = "config,graph,fused,scheduled,plan,mlir,llvm,asm,manifest";
+const STAGES: &str = "config,graph,fused,scheduled,plan,mlir,llvm,asm,ptx,manifest";
 
 /// A build that wrote the text of every stage.
 struct Staged {
@@ -159,6 +159,30 @@ fn products_of_prompts_use_the_matrix_unit() {
         }
         insta::assert_snapshot!(format!("{name}-int8.matrix_unit"), text);
     }
+}
+
+/// What a CUDA device changes: no roundings of activations, layouts, launches instead of tiles, and PTX.
+#[test]
+fn a_model_for_a_device_through_the_stages_that_know_it() {
+    for (name, quant) in [("dense-gqa", "int4"), ("moe-sparse-step", "none")] {
+        let staged = Staged::build_for("sm_80", name, quant);
+        for stage in ["fused", "scheduled", "plan"] {
+            insta::assert_snapshot!(format!("{name}-sm_80.{stage}"), staged.text(stage));
+        }
+        let names = staged.kernel_names("mlir");
+        assert_eq!(names, staged.kernel_names("llvm"));
+        assert_eq!(names, staged.kernel_names("ptx"));
+        for file in staged.kernels("ptx") {
+            let text = fs::read_to_string(&file).expect("UTF-8");
+            assert!(text.contains(".target sm_80") && text.contains(".visible .entry"), "{}", file.display());
+            assert!(!text.contains("call"), "{} calls something", file.display());
+        }
+    }
+    let staged = Staged::build_for("sm_80", "dense-gqa", "none");
+    let kernels = staged.kernels("mlir");
+    let norm = kernels.iter().find(|file| file.to_string_lossy().contains("rms_norm"));
+    let text = fs::read_to_string(norm.expect("a kernel that normalizes")).expect("UTF-8");
+    insta::assert_snapshot!("dense-gqa-sm_80.mlir.rms_norm", text);
 }
 
 /// All layers of a model share their kernels: the time to compile them does not grow with the layers.
