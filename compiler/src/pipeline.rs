@@ -16,7 +16,7 @@ use qwen2c_format::{
 use qwen2c_graph::passes::{PassContext, PassReport, run_passes};
 use qwen2c_graph::plan::{Plan, plan, print_plan, verify_plan};
 use qwen2c_graph::schedule::{ListSpec, Schedule, print_schedule, schedule};
-use qwen2c_graph::{Graph, GraphOptions, build_graph, print_graph};
+use qwen2c_graph::{Graph, GraphOptions, WeightStorage, build_graph, print_graph, settle_minima};
 use qwen2c_request::Target;
 use qwen2c_targets::{AnyTarget, CompiledKernels, KeepText, KernelSource, compile_kernels};
 
@@ -34,7 +34,7 @@ use crate::request::BuildRequest;
 use crate::self_test;
 use crate::stage::Stage;
 use crate::timing::Timings;
-use crate::weights::write_weights;
+use crate::weights::{unreadable, write_weights};
 
 /// Most rows of a chunk of the prompt: enough to reuse a weight from cache, little enough that the
 /// activations stay there.
@@ -104,7 +104,11 @@ pub(crate) fn build(request: &BuildRequest) -> Result<BuildOutcome, Failure> {
     }
 
     // Graph, passes, schedule, plan.
-    let planned = plan_model(request, &description, &emitted, &mut timings)?;
+    let storage = timings.measure("sample", || {
+        settle_minima(&description.config, request.quant.storage(&description), &source)
+            .map_err(|error| unreadable(&error.weight, error.cause))
+    })?;
+    let planned = plan_model(request, &description, &storage, &emitted, &mut timings)?;
 
     // The file that will be written, so that a full disk is found out before the work.
     let unfinished = Output::create(&output)?;
@@ -118,7 +122,7 @@ pub(crate) fn build(request: &BuildRequest) -> Result<BuildOutcome, Failure> {
     // What the program can check itself by.
     let progress = Progress::spinner("computing the self-test's reference", request.quiet);
     let self_test = timings.measure("self_test", || {
-        self_test::record(&description.config, request.rounding(&description), planned.context, &source)
+        self_test::record(&description.config, request.rounding(storage), planned.context, &source)
     })?;
     drop(progress);
 
@@ -170,6 +174,7 @@ pub(crate) fn build(request: &BuildRequest) -> Result<BuildOutcome, Failure> {
 pub(crate) fn plan_model(
     request: &BuildRequest,
     description: &ModelDescription,
+    storage: &WeightStorage,
     emitted: &EmittedText,
     timings: &mut Timings,
 ) -> Result<PlannedModel, Failure> {
@@ -180,7 +185,7 @@ pub(crate) fn plan_model(
     // One graph serves decoding and prompts; the self-test has a short one.
     let options = |layers| GraphOptions {
         dtype: request.dtype,
-        storage: request.quant.storage(description),
+        storage: storage.clone(),
         context,
         slots: SLOTS,
         layers,

@@ -32,7 +32,7 @@ impl Quant {
         match self {
             Self::None => WeightStorage::Elements,
             Self::Made(quantization) => WeightStorage::Quantized(quantization),
-            Self::Keep => WeightStorage::Kept(description.quantized_tensors.clone()),
+            Self::Keep => WeightStorage::ByTensor(description.quantized_tensors.clone()),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use qwen2c_checkpoint::{ModelDescription, ModelRequest};
 use qwen2c_format::Diagnostic;
+use qwen2c_graph::WeightStorage;
 use qwen2c_graph::passes::{QUANTIZE_ACTIVATIONS, SelectionError, select_passes};
 use qwen2c_request::{Element, Target};
 use qwen2c_targets::{AnyTarget, TargetError, known_targets, resolve_target};
@@ -112,13 +113,9 @@ impl BuildRequest {
         }
     }
 
-    /// How the program rounds.
-    pub(crate) fn rounding(&self, description: &ModelDescription) -> Rounding {
-        Rounding {
-            dtype: self.dtype,
-            storage: self.quant.storage(description),
-            multiplies_integers: self.multiplies_integers(),
-        }
+    /// How the program rounds, whose weights are stored in this way.
+    pub(crate) fn rounding(&self, storage: WeightStorage) -> Rounding {
+        Rounding { dtype: self.dtype, storage, multiplies_integers: self.multiplies_integers() }
     }
 
     /// What the readers of checkpoints need to know.

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use qwen2c_checkpoint::Checkpoint;
 use qwen2c_graph::passes::{PASSES, Pass, PassContext, QUANTIZE_ACTIVATIONS, run_passes};
-use qwen2c_graph::{GraphOptions, Interpreter, WeightStorage, build_graph};
+use qwen2c_graph::{GraphOptions, Interpreter, WeightStorage, build_graph, settle_minima};
 use qwen2c_request::{Element, Quantization};
 use qwen2c_tests::{Build, Device, Golden, Program, compiler, host_targets, relative_l2, run};
 
@@ -22,8 +22,9 @@ fn interpreted(
 ) -> Vec<f32> {
     let checkpoint = Checkpoint::open(&golden.model()).expect("a golden checkpoint");
     let config = &checkpoint.description.config;
-    let kept = || WeightStorage::Kept(checkpoint.description.quantized_tensors.clone());
+    let kept = || WeightStorage::ByTensor(checkpoint.description.quantized_tensors.clone());
     let storage = quant.map_or_else(kept, WeightStorage::Quantized);
+    let storage = settle_minima(config, storage, &checkpoint).expect("readable tensors");
     let options = GraphOptions { dtype, storage, context: 64, slots: 1, layers: None };
     let mut graph = build_graph(config, &options);
     let is_fusion = |pass: &&Pass| pass.optional && pass.name != QUANTIZE_ACTIVATIONS;
@@ -106,7 +107,7 @@ const QUANTIZED: [&str; 3] = ["gguf-llama", "gguf-qwen2", "gguf-qwen2moe"];
 fn blocks_stand_for_the_numbers_that_the_reader_makes_of_them() {
     for name in QUANTIZED {
         let checkpoint = Checkpoint::open(&Golden::load(name).model()).expect("a golden checkpoint");
-        let storage = WeightStorage::Kept(checkpoint.description.quantized_tensors.clone());
+        let storage = WeightStorage::ByTensor(checkpoint.description.quantized_tensors.clone());
         let options = GraphOptions { dtype: Element::F32, storage, context: 64, slots: 1, layers: None };
         let graph = build_graph(&checkpoint.description.config, &options);
         let quantized = graph.weights.iter().filter(|weight| weight.ty.quantization.is_some());

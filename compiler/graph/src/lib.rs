@@ -6,6 +6,7 @@
 mod config;
 mod interpret;
 mod ir;
+mod minima;
 mod model;
 pub mod passes;
 pub mod plan;
@@ -17,6 +18,7 @@ mod weight;
 pub use config::{ExpertConfig, Family, ModelConfig, Rope, RopeScaling};
 pub use interpret::{InterpretError, Interpreter, Tensor};
 pub use ir::{Cache, CacheId, Graph, Op, Value, ValueId, WeightId};
+pub use minima::{SampleError, settle_minima};
 pub use model::{GraphOptions, WeightStorage, build_graph};
 pub use text::{ParseError, parse_graph, print_graph};
 pub use verify::{VerifyError, verify};

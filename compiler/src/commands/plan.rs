@@ -83,7 +83,9 @@ fn report(
     let config = &description.config;
     let output = request.output_path(&config.name);
     let emitted = EmittedText::new(request.emit_path(&output), request.emit.clone());
-    let planned = plan_model(request, &description, &emitted, timings)?;
+    // No tensor is read here: groups that a build would give minima are planned without.
+    let storage = request.quant.storage(&description);
+    let planned = plan_model(request, &description, &storage, &emitted, timings)?;
     let memory = MemoryTable::new(&planned.plan);
     let machine_memory_bytes = machine.memory_bytes;
     Ok(PlanReport {

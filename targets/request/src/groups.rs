@@ -3,7 +3,9 @@
 
 use std::ops::Range;
 
-use crate::{Element, Quantization, QuantizationError, f16_to_f32, quantize_groups};
+use crate::{
+    Element, Quantization, QuantizationError, f16_to_f32, quantize_groups, quantize_groups_with_minima,
+};
 
 /// Rows of integers with scales. Every row starts with a group of its own.
 #[derive(Debug)]
@@ -101,20 +103,25 @@ impl Quantization {
     }
 }
 
-/// Quantizes rows of `columns` weights, as [`quantize_groups`] does; for [`Quantization::signed`] alone.
-/// Returns what was lost.
+/// Quantizes rows of `columns` weights, as [`quantize_groups`] does, or with minima as
+/// [`quantize_groups_with_minima`]; scales and minima are those of an f16. Returns what was lost.
 pub fn quantize_weights(
     quantization: Quantization,
     columns: usize,
     weights: &[f32],
     out: &mut QuantizedRows<'_>,
 ) -> QuantizationError {
-    debug_assert!(quantization.scale == Element::F16 && !quantization.has_minimum);
+    debug_assert!(quantization.scale == Element::F16);
     let groups = columns.div_ceil(quantization.group as usize);
     let mut error = QuantizationError::default();
     let mut found = vec![0; groups];
     let rows = weights.chunks(columns).zip(out.integers.chunks_mut(columns));
-    for ((weights, integers), scales) in rows.zip(out.scales.chunks_mut(groups)) {
+    for (row, ((weights, integers), scales)) in rows.zip(out.scales.chunks_mut(groups)).enumerate() {
+        if quantization.has_minimum {
+            let minima = &mut out.minima[row * groups..][..groups];
+            error += quantize_groups_with_minima(quantization, weights, integers, scales, minima);
+            continue;
+        }
         error += quantize_groups(quantization, weights, integers, &mut found);
         for (scale, bits) in scales.iter_mut().zip(&found) {
             *scale = f16_to_f32(*bits);

@@ -10,20 +10,22 @@
 //! A kernel receives its operands as an array of pointers in this order: inputs, weights, caches,
 //! outputs. The only scalars it gets are the number of rows of the step and the number of the tile.
 
+mod activations;
 mod choice;
 mod groups;
 mod operation;
 mod quantize;
+mod quantize_with_minima;
 mod tensor;
 
+pub use activations::{LARGEST_ACTIVATION, SMALLEST_ACTIVATION, quantize_activations};
 pub use choice::{
     Cost, KernelChoice, KernelRequest, LayoutOption, Target, TargetDescription, Unservable, WeightLayout,
 };
 pub use groups::{QuantizedBlock, QuantizedRows, quantize_weights, round_row};
 pub use operation::{Operation, Real};
-pub use quantize::{
-    LARGEST_ACTIVATION, QuantizationError, SMALLEST_ACTIVATION, quantize_activations, quantize_groups,
-};
+pub use quantize::{QuantizationError, quantize_groups};
+pub use quantize_with_minima::quantize_groups_with_minima;
 pub use tensor::{
     CACHE_BLOCK_POSITIONS, CacheKind, CacheType, Dimension, Element, GROUP_SIZES, Quantization, QuantizedRow,
     Size, TensorType, WeightType,

@@ -3,19 +3,25 @@
 
 use crate::{Quantization, f16_to_f32, f32_to_f16};
 
-/// Scales that are tried for 4-bit integers.
-const CANDIDATES: usize = 8;
+/// Scales that are tried.
+pub(crate) const CANDIDATES: usize = 8;
 
 /// Relative corrections of the first scale that are tried for 4-bit integers. A scale that lets the
 /// largest weight fall a little outside often serves the others better.
-const SCALE_CANDIDATES: [f32; CANDIDATES] = [1.0, 0.88, 0.92, 0.96, 1.04, 1.08, 1.12, 1.16];
+const CANDIDATES_OF_4_BITS: [f32; CANDIDATES] = [1.0, 0.88, 0.92, 0.96, 1.04, 1.08, 1.12, 1.16];
+
+/// The same for 8-bit integers, which lose by cutting weights off and little by a wider scale: scales so
+/// far apart that most integers differ round by luck, and the best of eight has a fifth less squared error
+/// than any one. The second puts the extreme at 127, as GGUF's Q8_0 does: weights that were rounded so
+/// stay as they are.
+const CANDIDATES_OF_8_BITS: [f32; CANDIDATES] = [1.0, 128.0 / 127.0, 1.015, 1.022, 1.03, 1.037, 1.045, 1.052];
 
 /// The largest finite f16.
-const LARGEST_F16: f32 = 65504.0;
+pub(crate) const LARGEST_F16: f32 = 65504.0;
 
 /// Adding and subtracting this rounds a small float to the nearest integer, ties to even, in a way that
 /// compilers turn into vector code.
-const ROUNDING: f32 = 12_582_912.0;
+pub(crate) const ROUNDING: f32 = 12_582_912.0;
 
 /// How far quantized weights lie from the weights, as sums of squares.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -51,8 +57,7 @@ const BLOCK_GROUPS: usize = 16;
 ///
 /// The scale minimizes the group's squared error. For integers `q` the best scale is `Σ w·q / Σ q²` (least
 /// squares) and leaves the error `Σ w² − (Σ w·q)² / Σ q²`; the integers of several candidates are tried
-/// and those with the largest `(Σ w·q)² / Σ q²` win. 8-bit integers take the first candidate, whose error
-/// is near the smallest.
+/// and those with the largest `(Σ w·q)² / Σ q²` win.
 ///
 /// All machines find the same integers: the order of every sum is fixed and nothing is contracted,
 /// however wide the vectors are that a compiler makes of it. A group's result does not depend on its
@@ -119,18 +124,12 @@ fn quantize_block_in_phases<const LARGEST: i16>(
     for (scale, weights) in found.iter_mut().zip(weights.chunks(group)) {
         *scale = extreme_of(weights) / f32::from(-LARGEST - 1);
     }
-    if LARGEST == 7 {
-        let mut sums = [CandidateSums::ZERO; BLOCK_GROUPS];
-        for ((sums, first), weights) in sums.iter_mut().zip(&found).zip(weights.chunks(group)) {
-            *sums = CandidateSums::of::<LARGEST>(weights, *first);
-        }
-        for (scale, sums) in found.iter_mut().zip(&sums) {
-            *scale = sums.best_scale().unwrap_or(*scale);
-        }
-    } else {
-        for (scale, weights) in found.iter_mut().zip(weights.chunks(group)) {
-            *scale = least_squares_scale::<LARGEST>(weights, *scale);
-        }
+    let mut sums = [CandidateSums::ZERO; BLOCK_GROUPS];
+    for ((sums, first), weights) in sums.iter_mut().zip(&found).zip(weights.chunks(group)) {
+        *sums = CandidateSums::of::<LARGEST>(weights, *first);
+    }
+    for (scale, sums) in found.iter_mut().zip(&sums) {
+        *scale = sums.best_scale().unwrap_or(*scale);
     }
     for (bits, scale) in scales.iter_mut().zip(&found) {
         // Weights beyond what an f16 scale can reach are cut off instead of becoming infinite.
@@ -166,26 +165,6 @@ fn square_sum(values: &[f32]) -> f32 {
         sums[lane] += value * value;
     }
     sum(sums)
-}
-
-/// The largest integer of an activation: the smallest is its negative, so that a sign may be moved from a
-/// weight to an activation.
-pub const LARGEST_ACTIVATION: f32 = 127.0;
-
-/// Groups whose largest magnitude is below this become zero: its reciprocal would overflow.
-pub const SMALLEST_ACTIVATION: f32 = 1e-30;
-
-/// Replaces each element of a row by its 8-bit integer times the scale of its group, which is the largest
-/// magnitude of the group over 127.
-pub fn quantize_activations(group: u32, row: &mut [f32]) {
-    for group in row.chunks_mut(group as usize) {
-        let largest = group.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
-        let inverse = if largest > SMALLEST_ACTIVATION { LARGEST_ACTIVATION / largest } else { 0.0 };
-        let scale = largest * (1.0 / LARGEST_ACTIVATION);
-        for x in group {
-            *x = ((*x * inverse + ROUNDING) - ROUNDING) * scale;
-        }
-    }
 }
 
 /// Numbers side by side, so that compilers turn the loops over them into vector code.
@@ -228,7 +207,7 @@ fn greater(a: f32, b: f32) -> f32 {
 
 /// The reciprocal, or zero of a scale that an f16 cannot hold.
 #[inline(always)]
-fn inverse_of(scale: f32) -> f32 {
+pub(crate) fn inverse_of(scale: f32) -> f32 {
     if scale == 0.0 { 0.0 } else { 1.0 / scale }
 }
 
@@ -257,7 +236,8 @@ impl CandidateSums {
     /// Candidates lie side by side: the sums need no reduction at the end.
     #[inline(always)]
     fn of<const LARGEST: i16>(weights: &[f32], first: f32) -> Self {
-        let inverses = SCALE_CANDIDATES.map(|candidate| inverse_of(first * candidate));
+        let candidates = if LARGEST == 7 { CANDIDATES_OF_4_BITS } else { CANDIDATES_OF_8_BITS };
+        let inverses = candidates.map(|candidate| inverse_of(first * candidate));
         let mut sums = Self::ZERO;
         for weight in weights {
             let candidates = inverses.iter().zip(&mut sums.products).zip(&mut sums.squares);
@@ -293,28 +273,6 @@ fn sum(lanes: [f32; LANES]) -> f32 {
         sum += lane;
     }
     sum
-}
-
-/// The best scale for the integers that `first` leads to.
-#[inline(always)]
-fn least_squares_scale<const LARGEST: i16>(weights: &[f32], first: f32) -> f32 {
-    let inverse = inverse_of(first);
-    let (mut products, mut squares) = ([0.0; LANES], [0.0; LANES]);
-    let (whole, rest) = weights.as_chunks::<LANES>();
-    for (lane, weight) in rest.iter().enumerate() {
-        let integer = round::<LARGEST>(weight * inverse);
-        products[lane] += weight * integer;
-        squares[lane] += integer * integer;
-    }
-    for weights in whole {
-        for lane in 0..LANES {
-            let integer = round::<LARGEST>(weights[lane] * inverse);
-            products[lane] += weights[lane] * integer;
-            squares[lane] += integer * integer;
-        }
-    }
-    let (products, squares) = (sum(products), sum(squares));
-    if products * products / squares > 0.0 { products / squares } else { first }
 }
 
 #[cfg(test)]

@@ -112,7 +112,7 @@ impl<'a> Builder<'a> {
             WeightStorage::Elements => None,
             WeightStorage::Quantized(quantization) if self.layer.is_some() => Some(*quantization),
             WeightStorage::Quantized(quantization) => Some(Quantization { bits: 8, ..*quantization }),
-            WeightStorage::Kept(tensors) => {
+            WeightStorage::ByTensor(tensors) => {
                 let mut found = parts.iter().map(|part| tensors.get(&part.tensor).copied());
                 let first = found.next()??;
                 found.all(|quantization| quantization == Some(first)).then_some(first)

@@ -26,9 +26,8 @@ pub enum WeightStorage {
     Elements,
     /// Quantized alike: the blocks in this way, embedding and head to 8 bits in the same groups.
     Quantized(Quantization),
-    /// Each as its tensors are quantized already, by canonical name; as elements where they are not, or not
-    /// alike.
-    Kept(BTreeMap<String, Quantization>),
+    /// As its tensors are named here, by canonical name; as elements where they are not, or not alike.
+    ByTensor(BTreeMap<String, Quantization>),
 }
 
 /// What a graph depends on beside the model's configuration.

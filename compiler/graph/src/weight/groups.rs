@@ -82,7 +82,7 @@ impl Weight {
         first_row: u64,
         out: &mut QuantizedRows<'_>,
     ) -> Result<QuantizationError, SourceError> {
-        if quantization.has_minimum || quantization.scale != Element::F16 {
+        if quantization.scale != Element::F16 {
             let (name, tensor) = (&self.name, &part.tensor);
             return Err(format!("weight `{name}` is {quantization}, which tensor `{tensor}` is not").into());
         }
