@@ -7,12 +7,12 @@
 use crate::quantize::{CANDIDATES, LARGEST_F16, QuantizationError, ROUNDING, inverse_of};
 use crate::{Quantization, f16_to_f32, f32_to_f16};
 
-/// Parts of a group's range that are tried for 4-bit integers. The first keeps groups that are on a grid of
-/// 16 values already; narrower ones let the outermost weights fall outside.
-const RANGES_OF_4_BITS: [f32; CANDIDATES] = [1.0, 1.03, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82];
+/// Ranges that are tried for 4-bit integers, relative to the group's. The first keeps groups that are on a
+/// grid of 16 values already; narrower ones would cut off the outermost weights, which matter most.
+const RANGES_OF_4_BITS: [f32; CANDIDATES] = [1.0, 1.02, 1.04, 1.06, 1.08, 1.1, 1.12, 1.14];
 
-/// The same for 8-bit integers, which lose by cutting weights off: ranges in which they round differently.
-const RANGES_OF_8_BITS: [f32; CANDIDATES] = [1.0, 0.998, 1.007, 1.014, 1.021, 1.028, 1.035, 1.042];
+/// The same for 8-bit integers: ranges in which they round differently.
+const RANGES_OF_8_BITS: [f32; CANDIDATES] = [1.0, 1.007, 1.014, 1.021, 1.028, 1.035, 1.042, 1.05];
 
 /// Quantizes consecutive groups, of which the last may be shorter: writes an unsigned integer for each
 /// weight, bit for bit, and for each group a scale and a minimum that an f16 can hold. Returns what was
