@@ -102,7 +102,7 @@ pub(super) fn shape(cut: Cut) -> Shape {
         rows_per_block: cut.query_blocks * block_queries,
         threads: WARPS * u64::from(WARP_THREADS),
         shared_bytes: STAGES * 2 * cut.half_stage_bytes(),
-        ..Shape::row()
+        blocks_at_once: Some(2),
     }
 }
 

@@ -24,7 +24,7 @@ pub(super) fn shape(request: &KernelRequest, cut: Cut) -> Shape {
         rows_per_block: request.max_rows.max(1),
         threads: THREADS,
         shared_bytes: cut.shared_bytes(),
-        blocks_at_once: cut.blocks_at_once(),
+        blocks_at_once: Some(2),
     }
 }
 

@@ -28,8 +28,7 @@ const FEWEST_ROWS: u64 = 9;
 /// Output rows of a block.
 const OUTPUT_ROWS: u64 = 128;
 
-/// Rows of activations of a block: many of elements where that leaves enough blocks, few where there are no
-/// more.
+/// Rows of activations of a block: as many as leave enough blocks.
 const MANY_ROWS: u64 = 128;
 const SOME_ROWS: u64 = 64;
 const FEW_ROWS: u64 = 32;
@@ -45,6 +44,15 @@ const BLOCKS_WANTED: u64 = 108;
 
 /// Stages ahead are worth less than a second block beside the first: 2 of these fit a multiprocessor.
 const SHARED_BYTES: u64 = 72 << 10;
+
+/// The rows of activations that blocks may have, most first: as many as a thread has registers for.
+fn row_choices(request: &KernelRequest) -> &'static [u64] {
+    match request.weights[0].quantization {
+        None => &[MANY_ROWS, SOME_ROWS, FEW_ROWS],
+        Some(quantization) if !quantization.has_minimum => &[SOME_ROWS, FEW_ROWS],
+        Some(_) => &[FEW_ROWS],
+    }
+}
 
 /// How a product is cut into blocks and tiles.
 #[derive(Clone, Copy, Debug)]
@@ -68,24 +76,24 @@ pub(super) struct Cut {
 impl Cut {
     /// How a product of rows is cut; None where it is none for the matrix unit.
     pub(super) fn new(request: &KernelRequest, layouts: &[WeightLayout]) -> Option<Self> {
-        let some = Self::with_rows(request, layouts, SOME_ROWS)?;
-        let many = Self::with_rows(request, layouts, MANY_ROWS)?;
-        let blocks = many.column_blocks() * request.max_rows.div_ceil(MANY_ROWS);
-        if request.max_rows <= FEW_ROWS {
-            Self::with_rows(request, layouts, FEW_ROWS)
-        } else if some.geometry.quantization.is_some() || blocks < BLOCKS_WANTED {
-            Some(some)
-        } else {
-            Some(many)
-        }
+        let cuts: Vec<Self> = row_choices(request)
+            .iter()
+            .map(|rows| Self::with_rows(request, layouts, *rows))
+            .collect::<Option<_>>()?;
+        let leaves_enough = |cut: &&Self| {
+            // Half of a block without rows is worse than two blocks.
+            let is_full = request.max_rows > cut.rows() / 2;
+            is_full && cut.column_blocks() * request.max_rows.div_ceil(cut.rows()) >= BLOCKS_WANTED
+        };
+        cuts.iter().find(leaves_enough).or(cuts.last()).copied()
     }
 
     /// How a product of entries that are listed by expert is cut.
     pub(super) fn of_experts(request: &KernelRequest, layouts: &[WeightLayout]) -> Option<Self> {
-        let cut = Self::with_rows(request, layouts, SOME_ROWS)?;
         let entries = request.max_rows * request.inputs[1].row_elements();
-        let is_much = entries > FEW_ROWS * cut.geometry.matrices;
-        if is_much { Some(cut) } else { Self::with_rows(request, layouts, FEW_ROWS) }
+        let is_much = entries > FEW_ROWS * request.weights[0].extents()[0];
+        let has_some = row_choices(request).contains(&SOME_ROWS);
+        Self::with_rows(request, layouts, if is_much && has_some { SOME_ROWS } else { FEW_ROWS })
     }
 
     fn with_rows(request: &KernelRequest, layouts: &[WeightLayout], rows: u64) -> Option<Self> {
@@ -95,9 +103,7 @@ impl Cut {
         let serves = match geometry.quantization {
             None => geometry.element == element,
             // A chunk has one scale.
-            Some(quantization) => {
-                !quantization.has_minimum && u64::from(quantization.group).is_multiple_of(CHUNK_INPUTS)
-            }
+            Some(quantization) => u64::from(quantization.group).is_multiple_of(CHUNK_INPUTS),
         };
         if request.max_rows < FEWEST_ROWS || !is_copied(element, geometry.columns) || !serves {
             return None;
@@ -142,11 +148,6 @@ impl Cut {
     /// Shared memory of a block.
     pub(super) fn shared_bytes(self) -> u64 {
         self.stages * self.stage.bytes(&self.geometry)
-    }
-
-    /// Blocks that registers must suffice for. Widening and products overlap where two have all of them.
-    pub(super) fn blocks_at_once(self) -> Option<u64> {
-        self.geometry.quantization.map(|_| 2)
     }
 
     /// Stages that a row of inputs takes.

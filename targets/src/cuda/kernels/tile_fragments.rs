@@ -28,17 +28,24 @@ pub(super) fn load_weights<'k>(
     row: Buffer<'k>,
     quarter: Val<'k>,
 ) -> [Val<'k>; PAIRS] {
-    match geometry.quantization.map(|quantization| quantization.bits) {
-        None => load_inputs(row, quarter),
-        Some(8) => {
-            let dwords = row.load_aligned_as(Scalar::I32, quarter * k.int(2), 2);
-            std::array::from_fn(|pair| widen_bytes(k, element, dwords.lane(pair as u32 / 2), pair as u32 % 2))
-        }
-        Some(_) => {
-            let dword = row.load_aligned_as(Scalar::I32, quarter, 1);
-            std::array::from_fn(|pair| widen_nibbles(k, element, dword, pair as u32))
-        }
+    let Some(quantization) = geometry.quantization else {
+        return load_inputs(row, quarter);
+    };
+    let bias = quantization.bias() as f32;
+    if quantization.bits == 8 {
+        let dwords = row.load_aligned_as(Scalar::I32, quarter * k.int(2), 2);
+        std::array::from_fn(|pair| {
+            widen_bytes((element, bias), dwords.lane(pair as u32 / 2), pair as u32 % 2)
+        })
+    } else {
+        let dword = row.load_aligned_as(Scalar::I32, quarter, 1);
+        std::array::from_fn(|pair| widen_nibbles((element, bias), dword, pair as u32))
     }
+}
+
+/// A dword of two ones.
+pub(super) fn ones<'k>(k: &'k KernelBuilder<'k>, element: Element) -> Val<'k> {
+    k.int_of(Scalar::I32, if element == Element::F16 { 0x3c00_3c00 } else { 0x3f80_3f80 })
 }
 
 /// Bits of 128 in both halves of a dword of bf16, and of 1024 in f16: their last bit counts one.
@@ -49,31 +56,33 @@ const fn ones_place(element: Element) -> (i64, f32) {
     }
 }
 
-/// Pair `pair` of a dword of eight integers of four bits, less their bias of 8: bits become the last of a
-/// float's, which is exact.
-fn widen_nibbles<'k>(k: &'k KernelBuilder<'k>, element: Element, dword: Val<'k>, pair: u32) -> Val<'k> {
+/// Pair `pair` of a dword of eight integers of four bits, less their bias: bits become the last of a float's,
+/// which is exact.
+fn widen_nibbles<'k>((element, bias): (Element, f32), dword: Val<'k>, pair: u32) -> Val<'k> {
+    let k = dword.builder();
     let (bits, value) = ones_place(element);
     let shifted = if pair == 0 { dword } else { dword.shift_right(i64::from(pair) * 4) };
     let floats = shifted.and_bits(0x000f_000f).or(k.int_of(Scalar::I32, bits));
-    floats.add_to_pairs(element, -(value + 8.0))
+    floats.add_to_pairs(element, -(value + bias))
 }
 
-/// Pair `pair` of a dword of four integers of eight bits, less their bias of 128. In bf16 an integer goes
-/// through an f32 whose upper half holds all of it.
-fn widen_bytes<'k>(k: &'k KernelBuilder<'k>, element: Element, dword: Val<'k>, pair: u32) -> Val<'k> {
+/// Pair `pair` of a dword of four integers of eight bits, less their bias. In bf16 an integer goes through an
+/// f32 whose upper half holds all of it.
+fn widen_bytes<'k>((element, bias): (Element, f32), dword: Val<'k>, pair: u32) -> Val<'k> {
+    let k = dword.builder();
     if element == Element::F16 {
         let (bits, value) = ones_place(element);
         // Bytes: an integer, the upper one of 1024, the next integer, the upper one of 1024.
         let order = if pair == 0 { 0x5150 } else { 0x5352 };
         let floats = dword.permute_bytes(k.int_of(Scalar::I32, bits), order);
-        return floats.add_to_pairs(element, -(value + 128.0));
+        return floats.add_to_pairs(element, -(value + bias));
     }
     const TWO_TO_23: f32 = 8_388_608.0;
     let exponent = k.int_of(Scalar::I32, i64::from(TWO_TO_23.to_bits()));
     let widened = |byte: u32| {
         // Bytes: integer, and the upper three of 2²³.
         let float = dword.permute_bytes(exponent, 0x7650 | i64::from(byte)).bitcast(Scalar::F32);
-        (float - k.float(TWO_TO_23 + 128.0, 1)).bitcast(Scalar::I32)
+        (float - k.float(TWO_TO_23 + bias, 1)).bitcast(Scalar::I32)
     };
     let (low, high) = (widened(pair * 2), widened(pair * 2 + 1));
     low.permute_bytes(high, 0x7632)

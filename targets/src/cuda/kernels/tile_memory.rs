@@ -2,9 +2,9 @@
 //! them, filled by copies in the background.
 //!
 //! ```text
-//! stage = weights | scales | activations
+//! stage = weights | scales, minima | activations
 //! weights, activations = for chunk of 32 inputs: rows one after the other, then 64 bytes that nobody uses
-//! scales               = for panel of 8 rows: for group of the stage's inputs: 8 scales
+//! scales, then minima  = for panel of 8 rows: for group of the stage's inputs: 8 of them
 //! ```
 //!
 //! A chunk of a row is 64 bytes of 16-bit elements, 32 of 8-bit or 16 of 4-bit integers. Four threads of a
@@ -119,8 +119,10 @@ impl SharedRows {
 pub(super) struct Stage {
     /// Output rows.
     pub(super) weights: SharedRows,
-    /// Bytes of a panel's scales; 0 where the weight is not quantized.
+    /// Bytes of a panel's scales; 0 where the weight is not quantized. Minima take as many.
     pub(super) scales_bytes_of_panel: u64,
+    /// Scales and minima, or scales alone, or nothing.
+    scalings: u64,
     /// Rows of activations.
     pub(super) activations: SharedRows,
 }
@@ -137,6 +139,7 @@ impl Stage {
         Self {
             weights: SharedRows { rows: output_rows, chunk_bytes, chunks },
             scales_bytes_of_panel,
+            scalings: geometry.quantization.map_or(0, |quantization| 1 + u64::from(quantization.has_minimum)),
             activations: SharedRows { rows, chunk_bytes: CHUNK_INPUTS * 2, chunks },
         }
     }
@@ -146,14 +149,15 @@ impl Stage {
         self.weights.chunks * CHUNK_INPUTS
     }
 
-    /// Byte at which scales start.
-    pub(super) fn scales_at_bytes(self) -> u64 {
-        self.weights.bytes()
+    /// Byte at which scales start (`scaling` 0), or minima (1).
+    pub(super) fn scales_at_bytes(self, geometry: &WarpGeometry, scaling: u64) -> u64 {
+        let panels = self.weights.rows / geometry.panel_rows;
+        self.weights.bytes() + scaling * panels * self.scales_bytes_of_panel
     }
 
     /// Byte at which activations start.
     pub(super) fn activations_at_bytes(self, geometry: &WarpGeometry) -> u64 {
-        self.scales_at_bytes() + self.weights.rows / geometry.panel_rows * self.scales_bytes_of_panel
+        self.scales_at_bytes(geometry, self.scalings)
     }
 
     /// Bytes of the stage.
@@ -191,9 +195,7 @@ impl<'k> Copies<'k> {
     pub(super) fn begin(&self, kernel: &Kernel<'k, '_>, number: Val<'k>, to_bytes: Val<'k>) {
         let thread = kernel.thread();
         self.copy_weights(kernel, number, to_bytes, thread);
-        if self.stage.scales_bytes_of_panel > 0 {
-            self.copy_scales(kernel, number, to_bytes, thread);
-        }
+        self.copy_scales(kernel, number, to_bytes, thread);
         let k = kernel.k;
         let rows = self.stage.activations;
         let (_, unit) = rows.first_copy(thread);
@@ -246,28 +248,29 @@ impl<'k> Copies<'k> {
         }
     }
 
-    /// Scales lie behind the integers of their block; the first threads bring 16 bytes each.
+    /// Scales and minima lie behind the integers of their block; the first threads bring 16 bytes each.
     fn copy_scales(&self, kernel: &Kernel<'k, '_>, number: Val<'k>, to_bytes: Val<'k>, thread: Val<'k>) {
         let (k, geometry, stage) = (kernel.k, self.geometry, self.stage);
         let (Some(quantization), Some(panel)) = (geometry.quantization, self.panel_of_scales) else { return };
-        let of_panel = k.int(stage.scales_bytes_of_panel / UNIT_BYTES);
-        let count = stage.weights.rows / geometry.panel_rows * (stage.scales_bytes_of_panel / UNIT_BYTES);
+        let units = stage.scales_bytes_of_panel / UNIT_BYTES;
+        let count = stage.weights.rows / geometry.panel_rows * units;
         k.when(thread.compare(Compare::Less, k.int(count)), || {
             let first_unit = number * k.int(stage.weights.units());
             let (block_at, of_block) = self.block_of(kernel, first_unit);
             let first_input = first_unit % k.int(BLOCK_UNITS) * k.int(geometry.unit_inputs());
             let group = first_input / k.int(quantization.group);
-            let of_row = of_block * k.int(geometry.panel_rows * UNIT_BYTES);
-            let behind = group * k.int(geometry.scaling_bytes()) + thread % of_panel * k.int(UNIT_BYTES);
+            let behind = group * k.int(geometry.scaling_bytes()) + thread % k.int(units) * k.int(UNIT_BYTES);
+            let groups = (of_block * k.int(geometry.unit_inputs())).divide_up(quantization.group.into());
+            let all_bytes = groups * k.int(geometry.scaling_bytes());
             let fits = geometry.units().is_multiple_of(stage.weights.units());
-            let exists = (!fits).then(|| {
-                let inputs = of_block * k.int(geometry.unit_inputs());
-                let groups = inputs.divide_up(quantization.group.into());
-                behind.compare(Compare::Less, groups * k.int(geometry.scaling_bytes()))
-            });
-            let to = k.shared_address(to_bytes + k.int(stage.scales_at_bytes()) + thread * k.int(UNIT_BYTES));
-            let panel = Source { start: panel, behind_bytes: 0, exists: None };
-            copy_unit(kernel, to, panel, block_at + of_row + behind, exists);
+            let exists = (!fits).then(|| behind.compare(Compare::Less, all_bytes));
+            let mut from = block_at + of_block * k.int(geometry.panel_rows * UNIT_BYTES) + behind;
+            for scaling in 0..stage.scalings {
+                let at_bytes = stage.scales_at_bytes(&geometry, scaling);
+                let to = k.shared_address(to_bytes + thread * k.int(UNIT_BYTES) + k.int(at_bytes));
+                copy_unit(kernel, to, Source { start: panel, behind_bytes: 0, exists: None }, from, exists);
+                from = from + all_bytes;
+            }
         });
     }
 

@@ -12,6 +12,7 @@
 //!     elements:  sum = weights · inputs + sum          m16n8k16
 //!     quantized: part = weights · inputs               over 32 inputs of one group
 //!                sum = scale · part + sum              in f32
+//!                with minima: sum += minimum · Σ inputs    the products of a tile of ones
 //! ```
 //!
 //! How much a block and a warp take: `tile_cut`.
@@ -22,7 +23,7 @@ use qwen2c_request::Element;
 use super::Kernel;
 use super::functions::silu;
 use super::tile_cut::{Cut, TILE_OUTPUT_ROWS, TILE_ROWS};
-use super::tile_fragments::{PAIRS, load_inputs, load_weights};
+use super::tile_fragments::{PAIRS, load_inputs, load_weights, ones};
 use super::tile_memory::{CHUNK_INPUTS, Copies};
 use crate::builder::{Buffer, Compare, Val, WARP_THREADS};
 
@@ -145,16 +146,44 @@ impl<'k, 'r> TileProduct<'k, 'r> {
     fn add_chunk(&self, place: Val<'k>, chunk: u64, sums: &[Val<'k>]) -> Vec<Val<'k>> {
         let tiles = 0..self.cut.output_tiles;
         let weights: Vec<_> = tiles.clone().map(|tile| self.left_operands(place, chunk, tile)).collect();
-        let scales: Vec<_> = tiles.map(|tile| self.scales(place, chunk, tile)).collect();
+        let scales: Vec<_> = tiles.clone().map(|tile| self.scales(place, chunk, tile, 0)).collect();
+        let minima: Vec<_> = tiles.map(|tile| self.scales(place, chunk, tile, 1)).collect();
         let mut result = Vec::with_capacity(sums.len());
         for (tile, of_rows) in sums.chunks(weights.len() * 4).enumerate() {
             let inputs = self.right_operands(place, chunk, tile as u64);
-            for ((sums, weights), scales) in of_rows.chunks(4).zip(&weights).zip(&scales) {
+            let input_sums = minima[0].map(|_| self.multiply(&self.ones(), inputs, self.zeros()));
+            for (tile, sums) in of_rows.chunks(4).enumerate() {
                 let sums = std::array::from_fn(|index| sums[index]);
-                result.extend(self.add_tile(weights, inputs, *scales, sums));
+                let mut sums = self.add_tile(&weights[tile], inputs, scales[tile], sums);
+                if let (Some(minima), Some(inputs)) = (minima[tile], input_sums) {
+                    sums = scaled(minima, inputs, sums);
+                }
+                result.extend(sums);
             }
         }
         result
+    }
+
+    fn zeros(&self) -> [Val<'k>; 4] {
+        [self.kernel.k.float(0.0, 1); 4]
+    }
+
+    /// Left operands of a chunk that are all one.
+    fn ones(&self) -> [[Val<'k>; 4]; STEPS] {
+        [[ones(self.kernel.k, self.cut.element); 4]; STEPS]
+    }
+
+    /// Adds the products of a chunk.
+    fn multiply(
+        &self,
+        weights: &[[Val<'k>; 4]; STEPS],
+        inputs: [Val<'k>; PAIRS],
+        sums: [Val<'k>; 4],
+    ) -> [Val<'k>; 4] {
+        (0..STEPS).fold(sums, |sums, step| {
+            let right = [inputs[2 * step], inputs[2 * step + 1]];
+            self.kernel.k.multiply_tiles(self.cut.element, weights[step], right, sums)
+        })
     }
 
     /// Adds the products of one tile over a chunk.
@@ -165,15 +194,10 @@ impl<'k, 'r> TileProduct<'k, 'r> {
         scales: Option<[Val<'k>; 2]>,
         sums: [Val<'k>; 4],
     ) -> [Val<'k>; 4] {
-        let k = self.kernel.k;
-        let start = if scales.is_some() { [k.float(0.0, 1); 4] } else { sums };
-        let part = (0..STEPS).fold(start, |part, step| {
-            let right = [inputs[2 * step], inputs[2 * step + 1]];
-            k.multiply_tiles(self.cut.element, weights[step], right, part)
-        });
-        scales.map_or(part, |scales| {
-            std::array::from_fn(|index| scales[index / 2].multiply_add(part[index], sums[index]))
-        })
+        match scales {
+            Some(scales) => scaled(scales, self.multiply(weights, inputs, self.zeros()), sums),
+            None => self.multiply(weights, inputs, sums),
+        }
     }
 
     /// The thread's weights of a tile of output rows, for each product of a chunk. Its rows are 8 apart.
@@ -203,10 +227,13 @@ impl<'k, 'r> TileProduct<'k, 'r> {
         load_inputs(row, self.quarter)
     }
 
-    /// The scales of the thread's two output rows of a tile; none of elements.
-    fn scales(&self, place: Val<'k>, chunk: u64, tile: u64) -> Option<[Val<'k>; 2]> {
+    /// The scales (`scaling` 0) or minima (1) of the thread's two output rows of a tile, if it has such.
+    fn scales(&self, place: Val<'k>, chunk: u64, tile: u64, scaling: u64) -> Option<[Val<'k>; 2]> {
         let (k, cut) = (self.kernel.k, self.cut);
         let quantization = cut.geometry.quantization?;
+        if scaling == 1 && !quantization.has_minimum {
+            return None;
+        }
         let group = chunk * CHUNK_INPUTS / u64::from(quantization.group);
         let of_panel = cut.stage.scales_bytes_of_panel;
         let panel_rows = cut.geometry.panel_rows;
@@ -214,8 +241,9 @@ impl<'k, 'r> TileProduct<'k, 'r> {
         let thread_at = place + first + self.tile_row * k.int(quantization.scale.bytes());
         Some([0, 1].map(|panel| {
             let panel = tile * TILE_OUTPUT_ROWS / panel_rows + panel;
-            let at_bytes =
-                cut.stage.scales_at_bytes() + panel * of_panel + group * cut.geometry.scaling_bytes();
+            let at_bytes = cut.stage.scales_at_bytes(&cut.geometry, scaling)
+                + panel * of_panel
+                + group * cut.geometry.scaling_bytes();
             let scales = k.shared_memory(quantization.scale, 0).at_bytes(thread_at);
             scales.at_bytes(k.int(at_bytes)).load(k.int(0), 1)
         }))
@@ -260,4 +288,9 @@ impl<'k, 'r> TileProduct<'k, 'r> {
             }
         }
     }
+}
+
+/// `scales · values + sums`; the first two belong to one output row, the others to the next.
+fn scaled<'k>(scales: [Val<'k>; 2], values: [Val<'k>; 4], sums: [Val<'k>; 4]) -> [Val<'k>; 4] {
+    std::array::from_fn(|index| scales[index / 2].multiply_add(values[index], sums[index]))
 }
