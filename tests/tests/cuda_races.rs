@@ -171,7 +171,7 @@ fn subject(kernel: &str, line: &str, ptx: String, operands: &[String]) -> Subjec
 }
 
 /// All launches of a program whose kernels are `wanted`.
-fn subjects(program: &Program, wanted: fn(&str) -> bool) -> Vec<Subject> {
+fn subjects(program: &Program, wanted: Wanted) -> Vec<Subject> {
     let text =
         run(Command::new(qwen2c_tests::compiler()).arg("inspect").arg(program.path())).success().text();
     let operands = operands(program);
@@ -233,6 +233,9 @@ fn verify_all(verifier: &Path, subjects: &[Subject]) -> Vec<Answer> {
     answers.into_inner().expect("no worker panics with it").into_values().collect()
 }
 
+/// Whether a kernel is asked about.
+type Wanted = fn(&str) -> bool;
+
 fn is_any(_: &str) -> bool {
     true
 }
@@ -246,7 +249,7 @@ fn is_deep(kernel: &str) -> bool {
 fn no_kernel_races_in_any_order_of_threads() {
     let Some(verifier) = verifier() else { return };
     let (dense, mixture) = ("dense-gqa", "moe-sparse-step");
-    let programs: [(&str, &str, u64, fn(&str) -> bool); 9] = [
+    let programs: [(&str, &str, u64, Wanted); 9] = [
         (dense, "none", 64, is_any),
         (dense, "int4", 64, is_any),
         (dense, "int8", 64, is_any),
@@ -284,7 +287,7 @@ fn is_prompt_attention(kernel: &str) -> bool {
 
 /// The only launch of a kernel, changed; it was right before.
 #[track_caller]
-fn assert_change_is_found(program: &Program, wanted: fn(&str) -> bool, change: fn(&str) -> String) {
+fn assert_change_is_found(program: &Program, wanted: Wanted, change: fn(&str) -> String) {
     let Some(verifier) = verifier() else { return };
     let right = subjects(program, wanted).remove(0);
     assert_eq!(verify(&verifier, &right).result, "race_free", "{}", right.kernel);
