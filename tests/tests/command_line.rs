@@ -71,10 +71,14 @@ fn wrong_usage_of_the_compiler_ends_with_2() {
 }
 
 #[test]
-fn what_later_versions_will_do_is_refused_by_name() {
+fn targets_that_cannot_share_a_program_are_refused_by_name() {
     let model = Golden::load("dense-gqa").model();
     let model = model.to_str().expect("UTF-8");
-    qwen2c(&["build", "--model", model, "--target", "sm_80", "-o", "/nonexistent/p"]).refused(1, &["sm_80"]);
+    let build = |more: &[&str]| qwen2c(&[&["build", "--model", model], more].concat());
+    build(&["--target", "sm_80,x86-64-v3"]).refused(2, &["sm_80", "x86-64-v3", "one program for each"]);
+    build(&["--target", "sm_80", "--ptxas", "/bin/true"]).refused(1, &["/bin/true", "--ptxas none"]);
+    qwen2c(&["plan", "--model", "7B", "--target", "sm_90", "--device", "a10"]).refused(1, &["a10", "sm_86"]);
+    qwen2c(&["plan", "--model", "7B", "--target", "sm_80", "--device", "a100"]).refused(2, &["a100-80g"]);
 }
 
 #[test]
