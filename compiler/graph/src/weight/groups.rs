@@ -33,18 +33,24 @@ impl Weight {
         let mut error = QuantizationError::default();
         let count = rows as usize;
         for PartRows { part, first_row, rows } in part_rows(parts, first_row, rows) {
-            let mut place = out.part(count, rows);
-            error += if source.quantization(&part.tensor) == Some(quantization) {
-                self.take_groups(quantization, part, source, first_row, &mut place)?
-            } else {
-                self.make_groups(quantization, part, source, first_row, &mut place)?
-            };
+            let mut place = out.part(count, rows.clone());
+            let source_columns = self.source_columns as usize;
+            if source_columns == columns {
+                error += self.fill_groups(quantization, part, source, first_row, &mut place)?;
+                continue;
+            }
+            // Padding is no part of a group: with it a group could be rounded otherwise.
+            let mut narrow = QuantizedBlock::new(quantization, rows.len(), source_columns);
+            let mut read = narrow.rows(0..rows.len());
+            error += self.fill_groups(quantization, part, source, first_row, &mut read)?;
+            widen_rows(quantization, (source_columns, &read), (columns, &mut place));
         }
         Ok(error)
     }
 
-    /// Reads the groups that a tensor has.
-    fn take_groups(
+    /// Fills `out` with rows of a tensor, without padding: with the groups it has, or those made of its
+    /// elements.
+    fn fill_groups(
         &self,
         quantization: Quantization,
         part: &WeightPart,
@@ -52,44 +58,35 @@ impl Weight {
         first_row: u64,
         out: &mut QuantizedRows<'_>,
     ) -> Result<QuantizationError, SourceError> {
-        let (columns, source_columns) = (self.ty.columns() as usize, self.source_columns as usize);
-        if source_columns == columns {
+        if source.quantization(&part.tensor) == Some(quantization) {
             source.read_groups(&part.tensor, self.source_columns, first_row, out)?;
             return Ok(QuantizationError::default());
         }
-        let group = quantization.group as usize;
-        let (groups, source_groups) = (columns.div_ceil(group), source_columns.div_ceil(group));
-        let rows = out.integers.len() / columns;
-        let mut narrow = QuantizedBlock::new(quantization, rows, source_columns);
-        source.read_groups(&part.tensor, self.source_columns, first_row, &mut narrow.rows(0..rows))?;
-        for row in 0..rows {
-            let read = narrow.rows(row..row + 1);
-            out.integers[row * columns..][..source_columns].copy_from_slice(read.integers);
-            out.scales[row * groups..][..source_groups].copy_from_slice(read.scales);
-            if quantization.has_minimum {
-                out.minima[row * groups..][..source_groups].copy_from_slice(read.minima);
-            }
-        }
-        Ok(QuantizationError::default())
-    }
-
-    /// Quantizes a tensor's elements.
-    fn make_groups(
-        &self,
-        quantization: Quantization,
-        part: &WeightPart,
-        source: &dyn TensorSource,
-        first_row: u64,
-        out: &mut QuantizedRows<'_>,
-    ) -> Result<QuantizationError, SourceError> {
         if quantization.scale != Element::F16 {
             let (name, tensor) = (&self.name, &part.tensor);
             return Err(format!("weight `{name}` is {quantization}, which tensor `{tensor}` is not").into());
         }
         let mut elements = vec![0.0; out.integers.len()];
-        self.read_part(part, source, first_row, &mut elements)?;
-        Ok(quantize_weights(quantization, self.ty.columns() as usize, &elements, out))
+        source.read_rows(&part.tensor, self.source_columns, first_row, &mut elements)?;
+        Ok(quantize_weights(quantization, self.source_columns as usize, &elements, out))
     }
+}
+
+/// Copies rows of `from` columns to the front of rows of `to` columns.
+fn widen_rows(
+    quantization: Quantization,
+    (from, read): (usize, &QuantizedRows<'_>),
+    (to, out): (usize, &mut QuantizedRows<'_>),
+) {
+    fn copy<T: Copy>(from: usize, read: &[T], to: usize, out: &mut [T]) {
+        for (read, out) in read.chunks_exact(from).zip(out.chunks_exact_mut(to)) {
+            out[..from].copy_from_slice(read);
+        }
+    }
+    let groups = |columns: usize| columns.div_ceil(quantization.group as usize);
+    copy(from, read.integers, to, out.integers);
+    copy(groups(from), read.scales, groups(to), out.scales);
+    copy(groups(from), read.minima, groups(to), out.minima);
 }
 
 #[cfg(test)]
@@ -183,6 +180,27 @@ mod tests {
         assert_eq!(lost("signed"), (0.0, 1.0));
         let (error, scale) = lost("plain");
         assert!(error > 0.0 && scale != 1.0);
+    }
+
+    #[test]
+    fn padding_changes_no_integer() {
+        for has_minimum in [false, true] {
+            let quantization = Quantization { has_minimum, ..SIGNED };
+            let read = |columns: u64| {
+                let mut weight = weight(3, columns, 20, quantization);
+                weight.source = WeightSource::Tensors(vec![part("plain", 3, 3)]);
+                let mut block = QuantizedBlock::new(quantization, 3, columns as usize);
+                let mut rows = block.rows(0..3);
+                weight.read_groups(&Blocks, 0, &mut rows).expect("three rows");
+                let integers = rows.integers.chunks(columns as usize);
+                let integers: Vec<i8> = integers.flat_map(|row| row[..20].to_vec()).collect();
+                let groups = columns.div_ceil(16) as usize;
+                let scales = rows.scales.chunks(groups).chain(rows.minima.chunks(groups));
+                (integers, scales.flat_map(|row| row[..2].to_vec()).collect::<Vec<f32>>())
+            };
+            assert_eq!(read(20), read(24));
+            assert_eq!(read(20), read(40));
+        }
     }
 
     #[test]
