@@ -105,8 +105,3 @@ pub struct Launch {
 pub(crate) fn elapsed_us(start: Instant) -> u64 {
     u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
-
-/// The error of one kernel.
-pub(crate) fn failure(kernel: &KernelSource<'_>, step: &'static str, messages: Vec<String>) -> CompileError {
-    CompileError { kernel: kernel.name.to_owned(), step, messages }
-}

@@ -7,9 +7,11 @@
 mod any_target;
 mod builder;
 mod compile;
+mod compile_modules;
 pub mod cpu;
 pub mod cuda;
 mod lowering;
+mod operands;
 mod pack;
 #[cfg(test)]
 mod tests;

@@ -2,20 +2,15 @@
 
 use std::time::Instant;
 
-use super::describe::{CpuTarget, resolve_level};
-use super::lower::{self, TILES_SUFFIX};
-use crate::compile::{
-    CompileError, CompiledKernels, KeepText, KernelSource, KernelText, elapsed_us, failure,
-};
-use crate::lowering::{Lowering, translate};
-use inkwell::OptimizationLevel;
 use inkwell::attributes::AttributeLoc;
 use inkwell::context::Context as LlvmContext;
 use inkwell::module::{Linkage, Module};
-use inkwell::passes::PassBuilderOptions;
-use inkwell::targets::{
-    CodeModel, FileType, InitializationConfig, RelocMode, Target, TargetMachine, TargetTriple,
-};
+use inkwell::targets::{FileType, InitializationConfig, RelocMode, Target};
+
+use super::describe::{CpuTarget, resolve_level};
+use super::lower::{self, TILES_SUFFIX};
+use crate::compile::{CompileError, CompiledKernels, KeepText, KernelSource, elapsed_us};
+use crate::compile_modules::{compile_modules, of_program, target_machine};
 
 /// What the emitted code runs on.
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
@@ -37,83 +32,33 @@ pub(crate) fn compile_kernels(
     kernels: &[KernelSource<'_>],
     keep: KeepText,
 ) -> Result<CompiledKernels, CompileError> {
-    let lowering = Lowering::new();
-    let llvm = LlvmContext::create();
-    let machine = target_machine(target)?;
-    let program = llvm.create_module("kernels");
-    program.set_triple(&machine.get_triple());
-    program.set_data_layout(&machine.get_target_data().get_data_layout());
-    let mut compiled = CompiledKernels::default();
-    for kernel in kernels {
-        let start = Instant::now();
-        let mut module = lower::build(&lowering, kernel, target.instructions());
-        let mut text = KernelText { name: kernel.name.to_owned(), ..KernelText::default() };
-        lowering.tidy(&mut module).map_err(|messages| failure(kernel, "verify", messages))?;
-        if keep.mlir {
-            text.mlir = Some(module.as_operation().to_string());
-        }
-        lowering.lower(&mut module).map_err(|messages| failure(kernel, "lower", messages))?;
-        compiled.mlir_us += elapsed_us(start);
-
-        let start = Instant::now();
-        let module = translate(&llvm, &module)
-            .ok_or_else(|| failure(kernel, "translate", lowering.take_messages()))?;
-        optimize(&llvm, &module, &machine, target)
-            .map_err(|message| failure(kernel, "optimize", vec![message]))?;
-        if keep.llvm {
-            text.llvm = Some(module.print_to_string().to_string());
-        }
-        if keep.asm {
-            let asm = machine.write_to_memory_buffer(&module, FileType::Assembly);
-            let asm = asm.map_err(|message| failure(kernel, "emit", vec![message.to_string()]))?;
-            text.asm = Some(String::from_utf8_lossy(asm.as_slice()).trim_end_matches('\0').to_owned());
-        }
-        program
-            .link_in_module(module)
-            .map_err(|message| failure(kernel, "emit", vec![message.to_string()]))?;
-        compiled.llvm_us += elapsed_us(start);
-        compiled.texts.push(text);
-    }
-    let start = Instant::now();
-    add_table(&llvm, &program, kernels);
-    let object = machine.write_to_memory_buffer(&program, FileType::Object).map_err(|message| {
-        CompileError { kernel: String::new(), step: "emit", messages: vec![message.to_string()] }
-    })?;
-    compiled.object = object.as_slice().to_vec();
-    compiled.llvm_us += elapsed_us(start);
-    Ok(compiled)
-}
-
-fn target_machine(target: &CpuTarget) -> Result<TargetMachine, CompileError> {
     Target::initialize_x86(&InitializationConfig::default());
-    let triple = TargetTriple::create(TRIPLE);
-    let missing =
-        |message: String| CompileError { kernel: String::new(), step: "emit", messages: vec![message] };
-    let llvm_target = Target::from_triple(&triple).map_err(|message| missing(message.to_string()))?;
-    llvm_target
-        .create_target_machine(
-            &triple,
-            target.processor(),
-            target.features(),
-            OptimizationLevel::Aggressive,
-            RelocMode::PIC,
-            CodeModel::Default,
-        )
-        .ok_or_else(|| {
-            missing(format!("LLVM has no machine `{}` with `{}`", target.processor(), target.features()))
-        })
+    let llvm = LlvmContext::create();
+    let machine = target_machine(TRIPLE, target.processor(), target.features(), RelocMode::PIC)?;
+    let compiled = compile_modules(
+        &llvm,
+        &machine,
+        kernels,
+        keep,
+        |lowering, index| lower::build(lowering, &kernels[index], target.instructions()),
+        |module, _| mark(&llvm, module, target),
+    )?;
+    let start = Instant::now();
+    add_table(&llvm, &compiled.program, kernels);
+    let object = machine
+        .write_to_memory_buffer(&compiled.program, FileType::Object)
+        .map_err(|message| of_program(message.to_string()))?;
+    Ok(CompiledKernels {
+        object: object.as_slice().to_vec(),
+        texts: compiled.texts,
+        mlir_us: compiled.mlir_us,
+        llvm_us: compiled.llvm_us + elapsed_us(start),
+        ..CompiledKernels::default()
+    })
 }
 
-/// Marks the functions and runs LLVM's optimizer.
-fn optimize(
-    llvm: &LlvmContext,
-    module: &Module<'_>,
-    machine: &TargetMachine,
-    target: &CpuTarget,
-) -> Result<(), String> {
-    module.strip_debug_info();
-    module.set_triple(&machine.get_triple());
-    module.set_data_layout(&machine.get_target_data().get_data_layout());
+/// Tells LLVM what the functions run on.
+fn mark(llvm: &LlvmContext, module: &Module<'_>, target: &CpuTarget) {
     for function in module.get_functions() {
         let attributes = [
             ("target-cpu", target.processor()),
@@ -126,8 +71,6 @@ fn optimize(
             function.add_attribute(AttributeLoc::Function, llvm.create_string_attribute(name, value));
         }
     }
-    let options = PassBuilderOptions::create();
-    module.run_passes("default<O3>", machine, options).map_err(|message| message.to_string())
 }
 
 /// An object with an empty kernel table, for programs whose kernels run elsewhere.

@@ -10,6 +10,7 @@ use super::kernels::{self, Kernel};
 use crate::builder::{Buffer, KernelBuilder, Scalar, Ty, Val};
 use crate::compile::KernelSource;
 use crate::lowering::Lowering;
+use crate::operands::{Operands, operand_elements};
 
 /// Suffix of the function that counts a kernel's tiles.
 pub(super) const TILES_SUFFIX: &str = ".tiles";
@@ -29,8 +30,9 @@ pub(super) fn build<'l>(
         &module,
         &tiles_name,
         false,
-        |builder, operands, rows| {
-            let kernel = Kernel { k: builder, request, layouts, lanes, instructions, operands, rows };
+        |builder, buffers, rows| {
+            let operands = Operands { k: builder, request, layouts, buffers, rows };
+            let kernel = Kernel { operands, lanes, instructions };
             builder.finish(&[kernels::tiles(&kernel)]);
         },
         request,
@@ -40,8 +42,9 @@ pub(super) fn build<'l>(
         &module,
         name,
         true,
-        |builder, operands, rows| {
-            let kernel = Kernel { k: builder, request, layouts, lanes, instructions, operands, rows };
+        |builder, buffers, rows| {
+            let operands = Operands { k: builder, request, layouts, buffers, rows };
+            let kernel = Kernel { operands, lanes, instructions };
             kernels::body(&kernel, builder.argument(2, Ty::scalar(Scalar::I64)));
             builder.finish(&[]);
         },
@@ -97,7 +100,7 @@ fn emit_body<'k>(
         pointer: builder.argument(0, Ty::scalar(Scalar::Pointer)),
         element: qwen2c_request::Element::I32,
     };
-    let operands = kernels::operand_elements(request)
+    let operands = operand_elements(request)
         .into_iter()
         .enumerate()
         .map(|(index, element)| Buffer {

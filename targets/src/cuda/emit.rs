@@ -2,23 +2,18 @@
 
 use std::time::Instant;
 
-use inkwell::OptimizationLevel;
 use inkwell::attributes::AttributeLoc;
 use inkwell::context::Context as LlvmContext;
 use inkwell::module::Module;
-use inkwell::passes::PassBuilderOptions;
-use inkwell::targets::{
-    CodeModel, FileType, InitializationConfig, RelocMode, Target, TargetMachine, TargetTriple,
-};
+use inkwell::targets::{InitializationConfig, RelocMode, Target};
 
 use super::describe::{Architecture, CudaTarget};
 use super::lower::{self, LaunchSource};
 use crate::compile::{
-    CompileError, CompiledKernels, DeviceImage, KeepText, KernelSource, KernelText, Launch, elapsed_us,
-    failure,
+    CompileError, CompiledKernels, DeviceImage, KeepText, KernelSource, Launch, elapsed_us,
 };
+use crate::compile_modules::{assembly, compile_modules, of_program, target_machine};
 use crate::cpu::emit::object_without_kernels;
-use crate::lowering::{Lowering, translate};
 
 /// What the emitted code runs on.
 const TRIPLE: &str = "nvptx64-nvidia-cuda";
@@ -69,81 +64,29 @@ fn compile_for(
     keep: KeepText,
     compiled: &mut CompiledKernels,
 ) -> Result<String, CompileError> {
-    let lowering = Lowering::new();
-    let llvm = LlvmContext::create();
-    let machine = target_machine(architecture)?;
-    let program = llvm.create_module("kernels");
-    program.set_triple(&machine.get_triple());
-    program.set_data_layout(&machine.get_target_data().get_data_layout());
-    let is_first = compiled.images.is_empty();
-    for (kernel, launches) in kernels.iter().zip(launches) {
-        let start = Instant::now();
-        let mut module = lower::build(&lowering, kernel, launches);
-        let mut text = KernelText { name: kernel.name.to_owned(), ..KernelText::default() };
-        lowering.tidy(&mut module).map_err(|messages| failure(kernel, "verify", messages))?;
-        if keep.mlir {
-            text.mlir = Some(module.as_operation().to_string());
-        }
-        lowering.lower(&mut module).map_err(|messages| failure(kernel, "lower", messages))?;
-        compiled.mlir_us += elapsed_us(start);
-
-        let start = Instant::now();
-        let module = translate(&llvm, &module)
-            .ok_or_else(|| failure(kernel, "translate", lowering.take_messages()))?;
-        mark_entry_points(&llvm, &module, launches);
-        optimize(&module, &machine).map_err(|message| failure(kernel, "optimize", vec![message]))?;
-        if keep.llvm {
-            text.llvm = Some(module.print_to_string().to_string());
-        }
-        if keep.asm {
-            text.asm =
-                Some(ptx(&machine, &module).map_err(|message| failure(kernel, "emit", vec![message]))?);
-        }
-        program
-            .link_in_module(module)
-            .map_err(|message| failure(kernel, "emit", vec![message.to_string()]))?;
-        compiled.llvm_us += elapsed_us(start);
-        if is_first {
-            compiled.texts.push(text);
-        }
-    }
-    let start = Instant::now();
-    let text = ptx(&machine, &program).map_err(|message| CompileError {
-        kernel: String::new(),
-        step: "emit",
-        messages: vec![message],
-    })?;
-    compiled.llvm_us += elapsed_us(start);
-    Ok(text)
-}
-
-fn ptx(machine: &TargetMachine, module: &Module<'_>) -> Result<String, String> {
-    let text = machine.write_to_memory_buffer(module, FileType::Assembly);
-    let text = text.map_err(|message| message.to_string())?;
-    Ok(String::from_utf8_lossy(text.as_slice()).trim_end_matches('\0').to_owned())
-}
-
-fn target_machine(architecture: Architecture) -> Result<TargetMachine, CompileError> {
     Target::initialize_nvptx(&InitializationConfig::default());
-    let triple = TargetTriple::create(TRIPLE);
-    let missing =
-        |message: String| CompileError { kernel: String::new(), step: "emit", messages: vec![message] };
-    let target = Target::from_triple(&triple).map_err(|message| missing(message.to_string()))?;
-    target
-        .create_target_machine(
-            &triple,
-            architecture.name,
-            architecture.ptx,
-            OptimizationLevel::Aggressive,
-            RelocMode::Default,
-            CodeModel::Default,
-        )
-        .ok_or_else(|| missing(format!("LLVM has no machine `{}`", architecture.name)))
+    let llvm = LlvmContext::create();
+    let machine = target_machine(TRIPLE, architecture.name, architecture.ptx, RelocMode::Default)?;
+    let of_architecture = compile_modules(
+        &llvm,
+        &machine,
+        kernels,
+        keep,
+        |lowering, index| lower::build(lowering, &kernels[index], &launches[index]),
+        |module, index| mark_entry_points(&llvm, module, &launches[index]),
+    )?;
+    let start = Instant::now();
+    let ptx = assembly(&machine, &of_architecture.program).map_err(of_program)?;
+    compiled.mlir_us += of_architecture.mlir_us;
+    compiled.llvm_us += of_architecture.llvm_us + elapsed_us(start);
+    if compiled.images.is_empty() {
+        compiled.texts = of_architecture.texts;
+    }
+    Ok(ptx)
 }
 
 /// Tells LLVM which functions a launch enters, and with how many threads.
 fn mark_entry_points(llvm: &LlvmContext, module: &Module<'_>, launches: &[LaunchSource]) {
-    module.strip_debug_info();
     for launch in launches {
         let Some(function) = module.get_function(&launch.symbol) else { continue };
         function.set_call_conventions(KERNEL_CALLING_CONVENTION);
@@ -155,11 +98,4 @@ fn mark_entry_points(llvm: &LlvmContext, module: &Module<'_>, launches: &[Launch
             function.add_attribute(AttributeLoc::Function, llvm.create_string_attribute(name, value));
         }
     }
-}
-
-fn optimize(module: &Module<'_>, machine: &TargetMachine) -> Result<(), String> {
-    module.set_triple(&machine.get_triple());
-    module.set_data_layout(&machine.get_target_data().get_data_layout());
-    let options = PassBuilderOptions::create();
-    module.run_passes("default<O3>", machine, options).map_err(|message| message.to_string())
 }

@@ -9,6 +9,7 @@ use super::kernels::{self, Kernel, Shape};
 use crate::builder::{Buffer, KernelBuilder, SHARED_SYMBOL, Scalar, Ty};
 use crate::compile::KernelSource;
 use crate::lowering::Lowering;
+use crate::operands::Operands;
 
 /// A launch of a kernel: its entry point and its shape.
 pub(super) struct LaunchSource {
@@ -73,7 +74,7 @@ fn add_function(
     let context = &lowering.context;
     let location = Location::name(context, &launch.symbol, Location::unknown(context));
     let pointer = melior::dialect::llvm::r#type::pointer(context, 0);
-    let operands = kernels::operand_elements(source.request).len();
+    let operands = kernels::buffer_elements(source.request).len();
     let mut arguments = vec![pointer; operands];
     let rows: Type<'_> = IntegerType::new(context, 32).into();
     arguments.push(rows);
@@ -97,7 +98,7 @@ fn add_function(
 
 /// Emits the body. A function of its own, so that values live as long as the builder.
 fn emit_body<'k>(builder: &'k KernelBuilder<'k>, source: &KernelSource<'_>, shape: Shape, launch: usize) {
-    let operands: Vec<Buffer<'k>> = kernels::operand_elements(source.request)
+    let buffers: Vec<Buffer<'k>> = kernels::buffer_elements(source.request)
         .into_iter()
         .enumerate()
         .map(|(index, element)| Buffer {
@@ -105,8 +106,9 @@ fn emit_body<'k>(builder: &'k KernelBuilder<'k>, source: &KernelSource<'_>, shap
             element,
         })
         .collect();
-    let rows = builder.argument(operands.len(), Ty::scalar(Scalar::I32)).extend_unsigned(Scalar::I64);
+    let rows = builder.argument(buffers.len(), Ty::scalar(Scalar::I32)).extend_unsigned(Scalar::I64);
     let (request, layouts) = (source.request, source.layouts);
-    kernels::body(&Kernel { k: builder, request, layouts, shape, operands, rows }, launch);
+    let operands = Operands { k: builder, request, layouts, buffers, rows };
+    kernels::body(&Kernel { operands, shape }, launch);
     builder.finish(&[]);
 }

@@ -17,11 +17,11 @@ use qwen2c_request::{Element, KernelRequest, Operation};
 
 use super::Kernel;
 use super::functions::silu;
-use super::group_rows::GroupTable;
 use super::matmul::{rows_side_by_side, tile_panels};
 use super::matrix_product::{
     BLOCK_ROWS, BlockRows, LINE_BYTES, MatrixProduct, column_pairs, has_matrix_product, row_bytes,
 };
+use crate::operands::GroupTable;
 
 use super::panel_product::{PanelProduct, PanelStreams, ResultRow, geometry};
 use crate::builder::{Buffer, Compare, Val};
@@ -57,7 +57,7 @@ fn choices(kernel: &Kernel<'_, '_>) -> u64 {
 
 fn table<'k>(kernel: &Kernel<'k, '_>) -> GroupTable<'k> {
     let experts = geometry(kernel.layouts, kernel.weight_type(0), kernel.lanes).matrices;
-    GroupTable::new(kernel, kernel.input(2), experts)
+    kernel.group_table(kernel.input(2), experts)
 }
 
 /// Blocks of columns times entries, or times active experts.

@@ -8,32 +8,7 @@
 use qwen2c_request::Element;
 
 use super::Kernel;
-use crate::builder::{Buffer, Compare, Scalar, Val};
-
-/// Parts of the table that this operation writes and grouped products read.
-pub(super) struct GroupTable<'k> {
-    /// Number of experts with entries.
-    pub(super) active_count: Buffer<'k>,
-    /// Their numbers, ascending.
-    pub(super) active: Buffer<'k>,
-    /// First entry of each expert, and the end.
-    pub(super) offsets: Buffer<'k>,
-    /// `row · k + choice`.
-    pub(super) entries: Buffer<'k>,
-}
-
-impl<'k> GroupTable<'k> {
-    /// The parts of `table` for a number of experts.
-    pub(super) fn new(kernel: &Kernel<'k, '_>, table: Buffer<'k>, experts: u64) -> Self {
-        let k = kernel.k;
-        Self {
-            active_count: table,
-            active: table.at(k.int(1)),
-            offsets: table.at(k.int(1 + experts)),
-            entries: table.at(k.int(2 + 2 * experts)),
-        }
-    }
-}
+use crate::builder::{Compare, Scalar, Val};
 
 /// One tile.
 pub(super) fn tiles<'k>(kernel: &Kernel<'k, '_>) -> Val<'k> {
@@ -43,7 +18,7 @@ pub(super) fn tiles<'k>(kernel: &Kernel<'k, '_>) -> Val<'k> {
 /// The whole table.
 pub(super) fn body(kernel: &Kernel<'_, '_>, experts: u64) {
     let k = kernel.k;
-    let table = GroupTable::new(kernel, kernel.output(0), experts);
+    let table = kernel.group_table(kernel.output(0), experts);
     let cursors = k.stack_array(Element::I32, experts);
     let (zero, one) = (k.int_of(Scalar::I32, 0), k.int_of(Scalar::I32, 1));
     let entries = kernel.rows * k.int(kernel.input_type(0).row_elements());

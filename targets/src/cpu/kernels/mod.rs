@@ -33,73 +33,32 @@ mod softmax;
 mod top_k;
 mod write_cache;
 
-use qwen2c_request::{CacheType, Element, KernelRequest, Operation, TensorType, WeightLayout, WeightType};
+use std::ops::Deref;
 
-use crate::builder::{Buffer, KernelBuilder, Val};
+use qwen2c_request::Operation;
+
+use crate::builder::Val;
 use crate::cpu::instructions::Instructions;
+use crate::operands::Operands;
 pub(super) use matmul::describe_tiles;
 pub(super) use panel_product::pair_of;
 
-/// A kernel under construction: its request and its operands.
+/// A kernel under construction.
 pub(super) struct Kernel<'k, 'r> {
-    /// Emits operations.
-    pub(super) k: &'k KernelBuilder<'k>,
-    /// What is computed.
-    pub(super) request: &'r KernelRequest,
-    /// Layout of each weight.
-    pub(super) layouts: &'r [WeightLayout],
+    /// Builder, request and operands.
+    pub(super) operands: Operands<'k, 'r>,
     /// `f32` lanes of a vector register.
     pub(super) lanes: u32,
     /// Instructions for products of small numbers.
     pub(super) instructions: Instructions,
-    /// One buffer for each operand, in the order of the request.
-    pub(super) operands: Vec<Buffer<'k>>,
-    /// Rows of this step.
-    pub(super) rows: Val<'k>,
 }
 
-impl<'k, 'r> Kernel<'k, 'r> {
-    fn input(&self, index: usize) -> Buffer<'k> {
-        self.operands[index]
-    }
+impl<'k, 'r> Deref for Kernel<'k, 'r> {
+    type Target = Operands<'k, 'r>;
 
-    fn weight(&self, index: usize) -> Buffer<'k> {
-        self.operands[self.request.inputs.len() + index]
+    fn deref(&self) -> &Operands<'k, 'r> {
+        &self.operands
     }
-
-    fn cache(&self, index: usize) -> Buffer<'k> {
-        self.operands[self.request.inputs.len() + self.request.weights.len() + index]
-    }
-
-    fn output(&self, index: usize) -> Buffer<'k> {
-        let before = self.request.inputs.len() + self.request.weights.len() + self.request.caches.len();
-        self.operands[before + index]
-    }
-
-    fn input_type(&self, index: usize) -> &'r TensorType {
-        &self.request.inputs[index]
-    }
-
-    fn output_type(&self, index: usize) -> &'r TensorType {
-        &self.request.outputs[index]
-    }
-
-    fn weight_type(&self, index: usize) -> &'r WeightType {
-        &self.request.weights[index]
-    }
-
-    fn cache_type(&self, index: usize) -> &'r CacheType {
-        &self.request.caches[index]
-    }
-}
-
-/// Element type of each operand, in the order of the request.
-pub(super) fn operand_elements(request: &KernelRequest) -> Vec<Element> {
-    let inputs = request.inputs.iter().map(|ty| ty.element);
-    let weights = request.weights.iter().map(|ty| ty.element);
-    let caches = request.caches.iter().map(|ty| ty.element);
-    let outputs = request.outputs.iter().map(|ty| ty.element);
-    inputs.chain(weights).chain(caches).chain(outputs).collect()
 }
 
 /// Emits the number of tiles of a step.

@@ -13,7 +13,6 @@
 use qwen2c_request::{KernelRequest, Operation, WeightLayout};
 
 use super::functions::silu;
-use super::group_rows::GroupTable;
 use super::matmul::{Results, Tasks, multiply, rows_side_by_side};
 use super::tile_cut::Cut;
 use super::{Kernel, Shape, prompt_experts};
@@ -72,7 +71,7 @@ pub(super) fn body(kernel: &Kernel<'_, '_>) {
         multiply_entries(kernel, (geometry, tasks), expert, &[entry], k.int(1));
         return;
     }
-    let table = GroupTable::new(kernel, kernel.input(2), geometry.matrices);
+    let table = kernel.group_table(kernel.input(2), geometry.matrices);
     let is_active = part.compare(Compare::Less, table.active_count.load_index(k.int(0)));
     k.when(is_active, || {
         let expert = table.active.load_index(part);

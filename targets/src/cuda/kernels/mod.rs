@@ -32,10 +32,13 @@ mod top_k;
 mod unit_product;
 mod write_cache;
 
-use qwen2c_request::{CacheType, Element, KernelRequest, Operation, TensorType, WeightLayout, WeightType};
+use std::ops::Deref;
 
-use crate::builder::{Buffer, KernelBuilder, Place, Reduction, Val, WARP_THREADS};
+use qwen2c_request::{Element, KernelRequest, Operation, WeightLayout};
+
+use crate::builder::{Buffer, Place, Reduction, Val, WARP_THREADS};
 use crate::cuda::layout::WarpGeometry;
+use crate::operands::{Operands, operand_elements};
 pub(super) use matmul::layout_of as matmul_layout;
 
 /// Threads and blocks of one launch.
@@ -73,59 +76,26 @@ impl Shape {
 /// Shared memory at the beginning of every kernel's, for reductions over a block: a number for each warp.
 const REDUCTION_BYTES: u64 = 128;
 
-/// A kernel under construction: its request and its operands.
+/// A kernel under construction.
 pub(super) struct Kernel<'k, 'r> {
-    /// Emits operations.
-    pub(super) k: &'k KernelBuilder<'k>,
-    /// What is computed.
-    pub(super) request: &'r KernelRequest,
-    /// Layout of each weight.
-    pub(super) layouts: &'r [WeightLayout],
+    /// Builder, request and operands.
+    pub(super) operands: Operands<'k, 'r>,
     /// Threads and blocks.
     pub(super) shape: Shape,
-    /// One buffer for each operand, in the order of the request, then the workspace.
-    pub(super) operands: Vec<Buffer<'k>>,
-    /// Rows of this step.
-    pub(super) rows: Val<'k>,
+}
+
+impl<'k, 'r> Deref for Kernel<'k, 'r> {
+    type Target = Operands<'k, 'r>;
+
+    fn deref(&self) -> &Operands<'k, 'r> {
+        &self.operands
+    }
 }
 
 impl<'k, 'r> Kernel<'k, 'r> {
-    fn input(&self, index: usize) -> Buffer<'k> {
-        self.operands[index]
-    }
-
-    fn weight(&self, index: usize) -> Buffer<'k> {
-        self.operands[self.request.inputs.len() + index]
-    }
-
-    fn cache(&self, index: usize) -> Buffer<'k> {
-        self.operands[self.request.inputs.len() + self.request.weights.len() + index]
-    }
-
-    fn output(&self, index: usize) -> Buffer<'k> {
-        let before = self.request.inputs.len() + self.request.weights.len() + self.request.caches.len();
-        self.operands[before + index]
-    }
-
     /// Memory of the kernel's own, as [`workspace_bytes`] asked for.
     fn workspace(&self) -> Buffer<'k> {
-        *self.operands.last().expect("a workspace comes behind the other operands")
-    }
-
-    fn input_type(&self, index: usize) -> &'r TensorType {
-        &self.request.inputs[index]
-    }
-
-    fn output_type(&self, index: usize) -> &'r TensorType {
-        &self.request.outputs[index]
-    }
-
-    fn weight_type(&self, index: usize) -> &'r WeightType {
-        &self.request.weights[index]
-    }
-
-    fn cache_type(&self, index: usize) -> &'r CacheType {
-        &self.request.caches[index]
+        *self.buffers.last().expect("a workspace comes behind the other operands")
     }
 
     /// Geometry of a weight in warp panels; None where it lies in rows as in the checkpoint.
@@ -189,13 +159,9 @@ impl<'k, 'r> Kernel<'k, 'r> {
 }
 
 /// Element type of each operand, in the order of the request; the workspace's is `f32`.
-pub(super) fn operand_elements(request: &KernelRequest) -> Vec<Element> {
-    let inputs = request.inputs.iter().map(|ty| ty.element);
-    let weights = request.weights.iter().map(|ty| ty.element);
-    let caches = request.caches.iter().map(|ty| ty.element);
-    let outputs = request.outputs.iter().map(|ty| ty.element);
+pub(super) fn buffer_elements(request: &KernelRequest) -> Vec<Element> {
     let workspace = (workspace_bytes(request) > 0).then_some(Element::F32);
-    inputs.chain(weights).chain(caches).chain(outputs).chain(workspace).collect()
+    operand_elements(request).into_iter().chain(workspace).collect()
 }
 
 /// Memory that a kernel needs for itself.

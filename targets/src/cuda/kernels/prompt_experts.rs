@@ -11,11 +11,11 @@
 use qwen2c_request::KernelRequest;
 
 use super::expert_matmul::choices;
-use super::group_rows::GroupTable;
 use super::tile_cut::{Cut, THREADS};
 use super::tile_product::{Inputs, TileProduct};
 use super::{Kernel, Shape};
 use crate::builder::{Compare, Place, Val};
+use crate::operands::GroupTable;
 
 /// Blocks for every expert, most of which may be idle.
 pub(super) fn shape(request: &KernelRequest, cut: Cut) -> Shape {
@@ -34,7 +34,7 @@ pub(super) fn body(kernel: &Kernel<'_, '_>, cut: Cut) {
     let column_blocks = k.int(cut.column_blocks());
     let block = k.place(Place::Block);
     let (part, column_block) = (block / column_blocks, block % column_blocks);
-    let table = GroupTable::new(kernel, kernel.input(2), cut.geometry.matrices);
+    let table = kernel.group_table(kernel.input(2), cut.geometry.matrices);
     k.when(part.compare(Compare::Less, table.active_count.load_index(k.int(0))), || {
         let expert = table.active.load_index(part);
         let (first, last) = (table.offsets.load_index(expert), table.offsets.load_index(expert + k.int(1)));
