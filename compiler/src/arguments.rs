@@ -71,7 +71,7 @@ pub(crate) struct BuildArguments {
     /// Switch an optional pass off (see `qwen2c passes`)
     #[arg(long, value_name = "NAME")]
     pub(crate) no_pass: Vec<String>,
-    /// Switch a pass on again that an earlier `--no-pass` named
+    /// Switch a pass on that does not run by itself, or that an earlier `--no-pass` named
     #[arg(long, value_name = "NAME")]
     pub(crate) pass: Vec<String>,
     /// Write the text of these stages: config, graph, fused, scheduled, plan, mlir, llvm, asm, ptx,

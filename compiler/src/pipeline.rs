@@ -273,10 +273,18 @@ fn compile(
     emitted: &EmittedText,
     timings: &mut Timings,
 ) -> Result<CompiledKernels, Failure> {
+    let persistent = schedule.lists.iter().filter(|list| list.graph.is_persistent);
+    let persistent: BTreeSet<usize> = persistent.flat_map(|list| list.kernel_of.iter().copied()).collect();
     let sources: Vec<KernelSource<'_>> = schedule
         .kernels
         .iter()
-        .map(|kernel| KernelSource { name: &kernel.name, request: &kernel.request, layouts: &kernel.layouts })
+        .enumerate()
+        .map(|(index, kernel)| KernelSource {
+            name: &kernel.name,
+            request: &kernel.request,
+            layouts: &kernel.layouts,
+            is_persistent: persistent.contains(&index),
+        })
         .collect();
     let keep = KeepText {
         mlir: emitted.wants(Stage::Mlir),

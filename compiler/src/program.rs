@@ -5,7 +5,8 @@
 use qwen2c_checkpoint::{ModelDescription, parameter_count};
 use qwen2c_format::{
     DeviceCode, DeviceImage, ImageKind, InputOffsets, KernelInfo, Launch, Manifest, ModelSummary, Operand,
-    PassRecord, Region, RowAxis, SelfTestRecord, Step, StepCost, StepList, StepLists, WeightEntry,
+    PassRecord, PersistentKernel, Region, RowAxis, SelfTestRecord, Step, StepCost, StepList, StepLists,
+    WeightEntry,
 };
 use qwen2c_graph::passes::PassReport;
 use qwen2c_graph::plan::{self, PlacedWeight, Plan, PlannedList, PlannedOperand, PlannedStep};
@@ -33,6 +34,12 @@ pub(crate) fn step_lists(schedule: &Schedule, plan: &Plan, compiled: &CompiledKe
             .map(|(index, kernel)| KernelInfo { name: kernel.name.clone(), launches: launches(index) })
             .collect(),
         lists: plan.lists.iter().map(step_list).collect(),
+        persistent: compiled.persistent.as_ref().map(|kernel| PersistentKernel {
+            symbol: kernel.symbol.clone(),
+            threads: kernel.threads,
+            shared_bytes: kernel.shared_bytes,
+            row_words: kernel.row_words,
+        }),
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use qwen2c_checkpoint::{ModelDescription, ModelRequest};
 use qwen2c_format::Diagnostic;
 use qwen2c_graph::WeightStorage;
-use qwen2c_graph::passes::{QUANTIZE_ACTIVATIONS, SelectionError, select_passes};
+use qwen2c_graph::passes::{PERSISTENT_DECODE, QUANTIZE_ACTIVATIONS, SelectionError, select_passes};
 use qwen2c_request::{Element, Target};
 use qwen2c_targets::{AnyTarget, TargetError, known_targets, resolve_target};
 
@@ -64,16 +64,17 @@ impl BuildRequest {
     /// [`Failure::Usage`] for a name that does not exist, [`Failure::Input`] for what this version
     /// cannot do yet.
     pub(crate) fn resolve(arguments: &BuildArguments) -> Result<Self, Failure> {
+        let target = parse_target(&arguments.target)?;
         Ok(Self {
             model: arguments.model.clone(),
             weights: arguments.weights.clone(),
             revision: arguments.revision.clone(),
-            target: parse_target(&arguments.target)?,
             quant_is_default: arguments.quant.is_none(),
             quant: arguments.quant.as_deref().map_or(Ok(Quant::None), parse_quant)?,
             dtype: parse_dtype(&arguments.dtype)?,
             context: arguments.context,
-            disabled_passes: disabled_passes(arguments)?,
+            disabled_passes: disabled_passes(arguments, &target)?,
+            target,
             emit: parse_stages(&arguments.emit)?,
             emit_directory: arguments.emit_dir.clone(),
             output: arguments.output.clone(),
@@ -201,20 +202,23 @@ fn parse_dtype(name: &str) -> Result<Element, Failure> {
     }
 }
 
-fn disabled_passes(arguments: &BuildArguments) -> Result<BTreeSet<&'static str>, Failure> {
+fn disabled_passes<'a>(
+    arguments: &'a BuildArguments,
+    target: &AnyTarget,
+) -> Result<BTreeSet<&'static str>, Failure> {
     let refused = |error: SelectionError| {
         Failure::Usage(Diagnostic::new(error.to_string()).help("`qwen2c passes` lists the passes"))
     };
-    let mut disabled = select_passes(arguments.no_pass.iter().map(String::as_str)).map_err(refused)?;
-    for name in &arguments.pass {
-        match select_passes([name.as_str()]) {
-            Ok(enabled) => disabled.retain(|pass| !enabled.contains(pass)),
-            // A mandatory pass is on already.
-            Err(SelectionError::Mandatory { .. }) => {}
-            Err(error) => return Err(refused(error)),
-        }
+    let names = |names: &'a [String]| names.iter().map(String::as_str);
+    let disabled = select_passes(names(&arguments.no_pass), names(&arguments.pass)).map_err(refused)?;
+    match target {
+        AnyTarget::Cpu(_) if !disabled.contains(PERSISTENT_DECODE) => Err(Failure::Usage(
+            Diagnostic::new(format!("pass `{PERSISTENT_DECODE}` is for CUDA devices alone"))
+                .at("`--pass`")
+                .found(format!("`--target {}`", target.description().name)),
+        )),
+        _ => Ok(disabled),
     }
-    Ok(disabled)
 }
 
 fn parse_stages(names: &[String]) -> Result<BTreeSet<Stage>, Failure> {
@@ -332,11 +336,23 @@ mod tests {
         arguments.no_pass = vec!["fuse_attention".to_owned(), "merge_gate_and_up".to_owned()];
         arguments.pass = vec!["merge_gate_and_up".to_owned(), "resolve_rope".to_owned()];
         let request = BuildRequest::resolve(&arguments).unwrap();
-        assert_eq!(Vec::from_iter(request.disabled_passes), ["fuse_attention"]);
+        assert_eq!(Vec::from_iter(request.disabled_passes), ["fuse_attention", "persistent_decode"]);
         let failure = refusal(|arguments| arguments.no_pass = vec!["resolve_rope".to_owned()]);
         assert_eq!(failure.exit_code(), 2);
         let failure = refusal(|arguments| arguments.no_pass = vec!["fuse_atention".to_owned()]);
         assert!(failure.to_string().contains("fuse_attention"), "{failure}");
+    }
+
+    #[test]
+    fn a_pass_of_devices_is_refused_on_a_processor() {
+        let mut arguments = arguments();
+        arguments.pass = vec!["persistent_decode".to_owned()];
+        arguments.target = vec!["sm_80".to_owned()];
+        assert!(BuildRequest::resolve(&arguments).unwrap().disabled_passes.is_empty());
+        arguments.target = vec!["x86-64-v3".to_owned()];
+        let failure = BuildRequest::resolve(&arguments).unwrap_err();
+        assert_eq!(failure.exit_code(), 2);
+        assert!(failure.to_string().contains("for CUDA devices alone"), "{failure}");
     }
 
     #[test]

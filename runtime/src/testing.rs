@@ -160,6 +160,7 @@ pub(crate) fn lists() -> StepLists {
             list("prefill", PROMPT_ROWS, LOGIT_ROWS),
             list("self_test", PROMPT_ROWS, PROMPT_ROWS),
         ],
+        persistent: None,
     }
 }
 

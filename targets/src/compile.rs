@@ -14,6 +14,8 @@ pub struct KernelSource<'a> {
     pub request: &'a KernelRequest,
     /// Layout of each weight.
     pub layouts: &'a [WeightLayout],
+    /// Whether a device's persistent kernel runs its bodies too.
+    pub is_persistent: bool,
 }
 
 /// Which texts to keep while compiling.
@@ -49,7 +51,9 @@ pub struct CompiledKernels {
     pub images: Vec<DeviceImage>,
     /// How a CUDA device runs each kernel, in the order of the sources; none for a processor.
     pub launches: Vec<Vec<Launch>>,
-    /// Texts of each kernel, in the order of the sources.
+    /// What runs the bodies of all persistent sources; none where there are none.
+    pub persistent: Option<PersistentKernel>,
+    /// Texts of each kernel, in the order of the sources, the persistent kernel's last.
     pub texts: Vec<KernelText>,
     /// Time spent in MLIR.
     pub mlir_us: u64,
@@ -99,6 +103,23 @@ pub struct Launch {
     pub threads: u32,
     /// Shared memory of a block.
     pub shared_bytes: u32,
+}
+
+/// A kernel whose blocks stay on a CUDA device while they run one launch after another.
+///
+/// Its parameters are a table of 64-bit words, a zeroed word of 32 bits for barriers between blocks, and the
+/// number of the table's rows (32 bits). A row is a launch: its number, counted over the launches of all
+/// sources in their order, then its operands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PersistentKernel {
+    /// Name of the entry point.
+    pub symbol: String,
+    /// Threads of a block.
+    pub threads: u32,
+    /// Shared memory of a block.
+    pub shared_bytes: u32,
+    /// Words of a row of the table.
+    pub row_words: u32,
 }
 
 /// Time since `start`.

@@ -9,14 +9,14 @@ use inkwell::module::Module;
 use inkwell::passes::PassBuilderOptions;
 use inkwell::targets::{CodeModel, FileType, RelocMode, Target, TargetMachine, TargetTriple};
 
-use crate::compile::{CompileError, KeepText, KernelSource, KernelText, elapsed_us};
+use crate::compile::{CompileError, KeepText, KernelText, elapsed_us};
 use crate::lowering::{Lowering, translate};
 
 /// Kernels in one module.
 pub(crate) struct CompiledModule<'l> {
     /// All kernels, optimized.
     pub(crate) program: Module<'l>,
-    /// Texts of each kernel, in the order of the sources.
+    /// Texts of each kernel, in their order.
     pub(crate) texts: Vec<KernelText>,
     /// Time spent in MLIR.
     pub(crate) mlir_us: u64,
@@ -51,7 +51,7 @@ pub(crate) fn target_machine(
 pub(crate) fn compile_modules<'l>(
     llvm: &'l LlvmContext,
     machine: &TargetMachine,
-    kernels: &[KernelSource<'_>],
+    kernels: &[&str],
     keep: KeepText,
     build: impl for<'m> Fn(&'m Lowering, usize) -> melior::ir::Module<'m>,
     mark: impl Fn(&Module<'l>, usize),
@@ -60,11 +60,11 @@ pub(crate) fn compile_modules<'l>(
     let program = llvm.create_module("kernels");
     set_machine(&program, machine);
     let mut compiled = CompiledModule { program, texts: Vec::new(), mlir_us: 0, llvm_us: 0 };
-    for (index, kernel) in kernels.iter().enumerate() {
-        let failure = |step, messages| CompileError { kernel: kernel.name.to_owned(), step, messages };
+    for (index, kernel) in kernels.iter().copied().enumerate() {
+        let failure = |step, messages| CompileError { kernel: kernel.to_owned(), step, messages };
         let start = Instant::now();
         let mut module = build(&lowering, index);
-        let mut text = KernelText { name: kernel.name.to_owned(), ..KernelText::default() };
+        let mut text = KernelText { name: kernel.to_owned(), ..KernelText::default() };
         lowering.tidy(&mut module).map_err(|messages| failure("verify", messages))?;
         if keep.mlir {
             text.mlir = Some(module.as_operation().to_string());

@@ -17,5 +17,7 @@ mod pack;
 mod tests;
 
 pub use any_target::{AnyTarget, TargetError, compile_kernels, known_targets, resolve_target};
-pub use compile::{CompileError, CompiledKernels, DeviceImage, KeepText, KernelSource, KernelText, Launch};
+pub use compile::{
+    CompileError, CompiledKernels, DeviceImage, KeepText, KernelSource, KernelText, Launch, PersistentKernel,
+};
 pub use pack::{ReadWeight, WriteBytes, pack_weight};

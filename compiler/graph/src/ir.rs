@@ -60,6 +60,8 @@ pub struct Op {
 pub struct Graph {
     /// Name in the text form.
     pub name: String,
+    /// A device runs all operations in one launch, with barriers between them.
+    pub is_persistent: bool,
     /// All values.
     pub values: Vec<Value>,
     /// All weights.

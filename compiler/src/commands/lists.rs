@@ -47,7 +47,12 @@ pub(crate) fn targets(out: &mut dyn Write) -> Result<(), Failure> {
 pub(crate) fn passes(out: &mut dyn Write) -> Result<(), Failure> {
     let mut table = Table::new(&[Side::Left, Side::Left, Side::Left]);
     for pass in PASSES {
-        table.row([pass.name, if pass.optional { "optional" } else { "mandatory" }, pass.summary]);
+        let kind = match (pass.optional, pass.by_default) {
+            (false, _) => "mandatory",
+            (true, true) => "optional",
+            (true, false) => "with --pass",
+        };
+        table.row([pass.name, kind, pass.summary]);
     }
     print(out, &table)
 }

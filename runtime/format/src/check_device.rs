@@ -1,6 +1,6 @@
 //! Whether launches and device code fit the manifest's family, and are what a device can be asked for.
 
-use crate::{DeviceCode, DeviceImage, ImageKind, Launch, Manifest, StepLists};
+use crate::{DeviceCode, DeviceImage, ImageKind, Launch, Manifest, PersistentKernel, StepLists};
 
 /// Threads of a block, on every device.
 const MOST_THREADS: u32 = 1024;
@@ -14,6 +14,8 @@ const MOST_BLOCKS: u32 = i32::MAX as u32;
 const MOST_BLOCKS_DOWN: u32 = 65_535;
 /// Far more than any kernel needs.
 const MOST_LAUNCHES: usize = 16;
+/// Far more than any kernel has operands.
+const MOST_ROW_WORDS: u32 = 64;
 /// Architectures as numbers: `sm_50` to far beyond today's.
 const ARCHITECTURES: std::ops::RangeInclusive<u32> = 50..=999;
 
@@ -33,25 +35,44 @@ pub(crate) fn check_launches(manifest: &Manifest, lists: &StepLists) -> Result<(
             check_launch(launch, most_rows).map_err(|reason| format!("kernel `{name}`: {reason}"))?;
         }
     }
+    lists.persistent.as_ref().map_or(Ok(()), |persistent| check_persistent(persistent, on_device, lists))
+}
+
+/// A persistent kernel serves one row, on a device, and every step fits a row of its table.
+fn check_persistent(persistent: &PersistentKernel, on_device: bool, lists: &StepLists) -> Result<(), String> {
+    let PersistentKernel { symbol, threads, shared_bytes, row_words } = persistent;
+    check_block(symbol, *threads, *shared_bytes)?;
+    let decode = lists.lists.first().filter(|list| on_device && list.max_rows == 1);
+    let Some(decode) = decode else { return Err(format!("`{symbol}` has no list of one row on a device")) };
+    let steps = decode.body.iter().chain(&decode.head);
+    let most_operands = steps.map(|step| step.operands.len()).max().unwrap_or(0);
+    if (*row_words as usize) <= most_operands || *row_words > MOST_ROW_WORDS {
+        return Err(format!("`{symbol}` has {row_words} words for {most_operands} operands"));
+    }
     Ok(())
 }
 
 fn check_launch(launch: &Launch, most_rows: u32) -> Result<(), String> {
     let Launch { symbol, blocks, rows_per_block, threads, shared_bytes } = launch;
-    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'$';
-    if symbol.is_empty() || !symbol.bytes().all(is_name) {
-        return Err(format!("`{symbol}` is not the name of an entry point"));
-    }
-    if !(1..=MOST_THREADS).contains(threads) || threads % WARP_THREADS != 0 {
-        return Err(format!("`{symbol}` wants {threads} threads a block"));
-    }
+    check_block(symbol, *threads, *shared_bytes)?;
     if !(1..=MOST_BLOCKS).contains(blocks) || *rows_per_block == 0 {
         return Err(format!("`{symbol}` wants {blocks} blocks of {rows_per_block} rows"));
     }
     if most_rows.div_ceil(*rows_per_block) > MOST_BLOCKS_DOWN {
         return Err(format!("`{symbol}` cannot serve {most_rows} rows in blocks of {rows_per_block}"));
     }
-    if *shared_bytes > MOST_SHARED_BYTES {
+    Ok(())
+}
+
+fn check_block(symbol: &str, threads: u32, shared_bytes: u32) -> Result<(), String> {
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'$';
+    if symbol.is_empty() || !symbol.bytes().all(is_name) {
+        return Err(format!("`{symbol}` is not the name of an entry point"));
+    }
+    if !(1..=MOST_THREADS).contains(&threads) || !threads.is_multiple_of(WARP_THREADS) {
+        return Err(format!("`{symbol}` wants {threads} threads a block"));
+    }
+    if shared_bytes > MOST_SHARED_BYTES {
         return Err(format!("`{symbol}` wants {shared_bytes} bytes of shared memory"));
     }
     Ok(())

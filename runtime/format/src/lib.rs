@@ -38,6 +38,6 @@ pub use locator::{HEADER_ALIGNMENT, LOCATOR_MAGIC, Locator, WEIGHTS_ALIGNMENT, p
 pub use manifest::{GenerationDefaults, InputOffsets, Manifest, ModelSummary, PassRecord, SelfTestRecord};
 pub use program::{ProgramFile, encode_program_head};
 pub use steps::{
-    KernelInfo, Launch, Operand, Region, RowAxis, Step, StepCost, StepList, StepLists, WeightEntry,
-    WeightTable,
+    KernelInfo, Launch, Operand, PersistentKernel, Region, RowAxis, Step, StepCost, StepList, StepLists,
+    WeightEntry, WeightTable,
 };

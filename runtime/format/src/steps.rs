@@ -102,6 +102,24 @@ pub struct Launch {
     pub shared_bytes: u32,
 }
 
+/// One kernel for a whole token: the bodies of all launches of the first list, with barriers between them.
+///
+/// The entry point gets a table of 64-bit words, a zeroed 32-bit word for its barriers, and the number of
+/// rows of the table (32 bits). A row is a launch: its number, counted over the launches of all kernels in
+/// their order, then its operands as device pointers. All blocks must be on the device at the same time;
+/// their number is free.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PersistentKernel {
+    /// Entry point in the program's device code.
+    pub symbol: String,
+    /// Threads of a block.
+    pub threads: u32,
+    /// Dynamic shared memory of a block.
+    pub shared_bytes: u32,
+    /// Words of a row of the table.
+    pub row_words: u32,
+}
+
 /// Everything the runtime executes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StepLists {
@@ -109,6 +127,8 @@ pub struct StepLists {
     pub kernels: Vec<KernelInfo>,
     /// `decode` first, then `prefill`, then `self_test` where there is one.
     pub lists: Vec<StepList>,
+    /// What can run the first list in one launch, where it was asked for.
+    pub persistent: Option<PersistentKernel>,
 }
 
 impl StepLists {

@@ -2,8 +2,8 @@
 
 use crate::codec::{ByteReader, ByteWriter, DecodeError};
 use crate::{
-    KernelInfo, Launch, Operand, Region, RowAxis, Step, StepCost, StepList, StepLists, WeightEntry,
-    WeightTable,
+    KernelInfo, Launch, Operand, PersistentKernel, Region, RowAxis, Step, StepCost, StepList, StepLists,
+    WeightEntry, WeightTable,
 };
 
 /// Fewest bytes of an encoded kernel: name, launch count.
@@ -43,6 +43,16 @@ impl StepLists {
                 }
             }
         }
+        match &self.persistent {
+            None => writer.u8(0),
+            Some(PersistentKernel { symbol, threads, shared_bytes, row_words }) => {
+                writer.u8(1);
+                writer.text(symbol);
+                for number in [threads, shared_bytes, row_words] {
+                    writer.u32(*number);
+                }
+            }
+        }
         writer.finish()
     }
 
@@ -68,8 +78,18 @@ impl StepLists {
                 head: reader.vector(STEP_LEAST_BYTES, decode_step)?,
             })
         })?;
+        let persistent = match reader.u8()? {
+            0 => None,
+            1 => Some(PersistentKernel {
+                symbol: reader.text()?,
+                threads: reader.u32()?,
+                shared_bytes: reader.u32()?,
+                row_words: reader.u32()?,
+            }),
+            tag => return Err(reader.error(format!("unknown tag of a persistent kernel {tag}"))),
+        };
         reader.finish()?;
-        Ok(Self { kernels, lists })
+        Ok(Self { kernels, lists, persistent })
     }
 }
 

@@ -2,7 +2,8 @@
 
 use proptest::prelude::*;
 use qwen2c_format::{
-    DeviceCode, DeviceImage, ImageKind, Launch, Manifest, ProgramError, StepLists, check_program,
+    DeviceCode, DeviceImage, ImageKind, Launch, Manifest, PersistentKernel, ProgramError, StepLists,
+    check_program,
 };
 
 #[allow(dead_code)]
@@ -63,6 +64,24 @@ fn launches_that_no_device_takes_are_refused() {
     let error = check_program(&manifest(), &mixed, &weights(), &DeviceCode::default());
     let error = error.expect_err("a launch on the processor").to_string();
     assert!(error.contains("1 launches in a program of the family `cpu`"), "{error}");
+}
+
+#[test]
+fn persistent_kernels_that_cannot_serve_their_list_are_refused() {
+    let with = |change: fn(&mut PersistentKernel), expected: &str| {
+        check(|_, lists, _| change(lists.persistent.as_mut().expect("the sample has one")), expected);
+    };
+    with(|kernel| kernel.threads = 100, "`persistent_decode` wants 100 threads");
+    with(|kernel| kernel.shared_bytes = 232_449, "232449 bytes of shared memory");
+    with(|kernel| kernel.symbol.clear(), "`` is not the name");
+    with(|kernel| kernel.row_words = 2, "has 2 words for 2 operands");
+    with(|kernel| kernel.row_words = 65, "has 65 words for 2 operands");
+    check(|_, lists, _| lists.lists[0].max_rows = 2, "no list of one row on a device");
+    let mut mixed = lists();
+    mixed.persistent = device_lists().persistent;
+    let error = check_program(&manifest(), &mixed, &weights(), &DeviceCode::default());
+    let error = error.expect_err("a persistent kernel on the processor").to_string();
+    assert!(error.contains("no list of one row on a device"), "{error}");
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::io::Write;
 
 use proptest::prelude::*;
 use qwen2c_format::{
-    DeviceCode, Locator, Manifest, ProgramError, ProgramFile, RowAxis, SelfTestRecord, StepLists,
-    WeightTable, check_program, encode_program_head, patch_locator,
+    DeviceCode, FORMAT_VERSION, Locator, Manifest, ProgramError, ProgramFile, RowAxis, SelfTestRecord,
+    StepLists, WeightTable, check_program, encode_program_head, patch_locator,
 };
 
 #[allow(dead_code)]
@@ -84,7 +84,7 @@ fn altered_parts_are_named() {
         read(&bytes).expect_err("a byte was altered")
     };
     assert_eq!(altered(0), ProgramError::Altered { section: "header" });
-    assert_eq!(altered(8), ProgramError::Version { found: 2 ^ 0x20 });
+    assert_eq!(altered(8), ProgramError::Version { found: FORMAT_VERSION ^ 0x20 });
     assert_eq!(altered(20), ProgramError::Altered { section: "header" });
     assert_eq!(altered(320 + 10), ProgramError::Altered { section: "manifest" });
     // Behind the tokenizer comes the place of the device code, which is empty.

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use qwen2c_format::{DeviceCode, DeviceImage, Diagnostic, ImageKind, Launch, Manifest, StepLists};
+use qwen2c_format::{DeviceCode, DeviceImage, Diagnostic, ImageKind, Manifest, StepLists};
 
 use super::driver::functions as cuda;
 use super::driver::{Context, Driver};
@@ -26,6 +26,8 @@ pub(crate) struct DeviceFacts {
     /// Most shared memory that a block can ask for.
     pub(crate) shared_bytes_of_a_block: u32,
     pub(crate) multiprocessors: u32,
+    /// A grid may be launched whose blocks wait for one another.
+    pub(crate) runs_blocks_together: bool,
     pub(crate) clock_khz: u32,
     pub(crate) memory_clock_khz: u32,
     pub(crate) memory_bus_bits: u32,
@@ -54,6 +56,7 @@ impl DeviceFacts {
             memory_bytes: driver.device_memory_bytes(device)?,
             shared_bytes_of_a_block: attribute(cuda::ATTRIBUTE_SHARED_BYTES_OF_A_BLOCK)?,
             multiprocessors: optional(cuda::ATTRIBUTE_MULTIPROCESSORS),
+            runs_blocks_together: optional(cuda::ATTRIBUTE_COOPERATIVE_LAUNCH) != 0,
             clock_khz: optional(cuda::ATTRIBUTE_CLOCK_KHZ),
             memory_clock_khz: optional(cuda::ATTRIBUTE_MEMORY_CLOCK_KHZ),
             memory_bus_bits: optional(cuda::ATTRIBUTE_MEMORY_BUS_BITS),
@@ -109,10 +112,13 @@ pub(crate) fn check_architecture<'a>(
 ///
 /// Names the first launch that wants more.
 pub(crate) fn check_shared_memory(facts: &DeviceFacts, lists: &StepLists) -> Result<(), Diagnostic> {
-    let mut launches = lists.kernels.iter().flat_map(|kernel| &kernel.launches);
-    match launches.find(|launch| launch.shared_bytes > facts.shared_bytes_of_a_block) {
+    let launches = lists.kernels.iter().flat_map(|kernel| &kernel.launches);
+    let launches = launches.map(|launch| (&launch.symbol, launch.shared_bytes));
+    let persistent = lists.persistent.iter().map(|kernel| (&kernel.symbol, kernel.shared_bytes));
+    let too_large = |launch: &(&String, u32)| launch.1 > facts.shared_bytes_of_a_block;
+    match launches.chain(persistent).find(too_large) {
         None => Ok(()),
-        Some(Launch { symbol, shared_bytes, .. }) => {
+        Some((symbol, shared_bytes)) => {
             let (text, found) = (facts.text(), facts.shared_bytes_of_a_block);
             Err(Diagnostic::new("the GPU has too little shared memory for this program")
                 .at(format!("kernel `{symbol}`"))
@@ -179,6 +185,8 @@ fn largest_context(free: u64, manifest: &Manifest) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use qwen2c_format::Launch;
+
     use super::*;
 
     fn facts() -> DeviceFacts {
@@ -189,6 +197,7 @@ mod tests {
             memory_bytes: 24 << 30,
             shared_bytes_of_a_block: 101_376,
             multiprocessors: 72,
+            runs_blocks_together: true,
             clock_khz: 1_695_000,
             memory_clock_khz: 6_251_000,
             memory_bus_bits: 384,

@@ -1,15 +1,16 @@
-//! The steps on a device: the decode list as one graph, all others launch by launch.
+//! The steps on a device: the decode list as one graph or one launch, all others launch by launch.
 
 use std::ops::Range;
 use std::rc::Rc;
 
-use qwen2c_format::{Diagnostic, Operand, ProgramFile, Region, RowAxis, Step, StepLists};
+use qwen2c_format::{Diagnostic, Operand, PersistentKernel, ProgramFile, Region, RowAxis, Step, StepLists};
 
 use super::device::{self, DeviceFacts};
 use super::driver::{Context, Driver, Event, Function, Graph, GraphBuilder, Grid, Module};
 use super::exchange::Exchange;
 use super::image;
 use super::memory::{DeviceMemory, upload};
+use super::persistent::{PersistentDecode, Row};
 use crate::execute::{Job, Observer};
 use crate::memory::Mapping;
 
@@ -65,19 +66,27 @@ struct BoundList {
     max_logit_rows: u32,
 }
 
+/// What runs the decode list at once.
+enum WholeDecode {
+    /// Its launches as one graph.
+    Graph(Graph),
+    /// One launch, for a program that was built so.
+    Persistent(PersistentDecode),
+}
+
 /// A device with a program's code, weights and arena, ready to run steps.
 ///
 /// Fields are dropped in this order: what uses something comes before it.
 pub(crate) struct DeviceExecutor {
     /// The whole decode list, where it always has one row.
-    graph: Option<Graph>,
+    decode: Option<WholeDecode>,
     exchange: Exchange,
     events: Vec<Event>,
     kernels: Vec<BoundKernel>,
     lists: Vec<BoundList>,
     arena: DeviceMemory,
     _weights: DeviceMemory,
-    _module: Module,
+    module: Module,
     context: Rc<Context>,
     facts: DeviceFacts,
     image: String,
@@ -112,21 +121,28 @@ impl DeviceExecutor {
         let is_step_by_step =
             std::env::var_os(STEP_BY_STEP_VARIABLE).is_some_and(|value| !value.is_empty() && value != "0");
         let mut executor = Self {
-            graph: None,
+            decode: None,
             exchange: Exchange::new(&context, manifest, &program.lists)?,
             events: Vec::new(),
             kernels,
             lists,
             arena,
             _weights: weights,
-            _module: module,
+            module,
             context,
             facts,
             image,
             is_step_by_step,
         };
         if executor.lists[0].max_rows == 1 && !is_step_by_step {
-            executor.graph = Some(executor.decode_graph()?);
+            let persistent = match &program.lists.persistent {
+                Some(kernel) => executor.persistent_decode(kernel)?.map(WholeDecode::Persistent),
+                None => None,
+            };
+            executor.decode = match persistent {
+                Some(persistent) => Some(persistent),
+                None => Some(WholeDecode::Graph(executor.decode_graph()?)),
+            };
         }
         Ok(executor)
     }
@@ -138,7 +154,11 @@ impl DeviceExecutor {
 
     /// Device and image: `NVIDIA A100-SXM4-80GB (sm_80), cubin for sm_80`.
     pub(crate) fn description(&self) -> String {
-        format!("{}, {}", self.facts.text(), self.image)
+        let decode = match &self.decode {
+            Some(WholeDecode::Persistent(decode)) => format!(", a token in {} blocks", decode.blocks()),
+            _ => String::new(),
+        };
+        format!("{}, {}{decode}", self.facts.text(), self.image)
     }
 
     /// The steps of a list's body and head: `0..body` and `body..all`.
@@ -166,8 +186,12 @@ impl DeviceExecutor {
         self.exchange.send(&self.arena).map_err(|error| self.at_job(job, error))?;
         if observer.is_interested() {
             self.start_with_events(job)?;
-        } else if let Some(graph) = self.graph.as_ref().filter(|_| is_whole) {
-            graph.launch().map_err(|error| self.at_job(job, error))?;
+        } else if let Some(decode) = self.decode.as_ref().filter(|_| is_whole) {
+            let launched = match decode {
+                WholeDecode::Graph(graph) => graph.launch(),
+                WholeDecode::Persistent(decode) => decode.launch(&self.context),
+            };
+            launched.map_err(|error| self.at_job(job, error))?;
         } else {
             self.start_steps(job)?;
         }
@@ -243,6 +267,35 @@ impl DeviceExecutor {
             }
         }
         builder.finish()
+    }
+
+    /// Body and head of the first list, for one row, as one launch; None where the device cannot.
+    fn persistent_decode(&self, kernel: &PersistentKernel) -> Result<Option<PersistentDecode>, Diagnostic> {
+        let numbers: Vec<u64> = self
+            .kernels
+            .iter()
+            .scan(0, |next, kernel| {
+                let first = *next;
+                *next += kernel.launches.len() as u64;
+                Some(first)
+            })
+            .collect();
+        let launches = |step: &'_ BoundStep| {
+            let first = numbers[step.kernel];
+            self.kernels[step.kernel]
+                .launches
+                .iter()
+                .zip(first..)
+                .map(|(launch, number)| (number, launch.blocks))
+        };
+        let rows: Vec<Row<'_>> = self.lists[0]
+            .steps
+            .iter()
+            .flat_map(|step| {
+                launches(step).map(|(number, blocks)| Row { number, blocks, operands: &step.operands })
+            })
+            .collect();
+        PersistentDecode::new(&self.context, &self.module, &self.facts, kernel, &rows)
     }
 
     /// ``step 12 of `decode`, kernel `attend` of layer 3``.

@@ -7,6 +7,7 @@
 //! memory     weights and arena on the device, pinned memory of the host
 //! exchange   ids and positions up, logits down
 //! execute    the steps: one graph, or launch by launch
+//! persistent all steps of a token in one launch, where the program was built for it
 //! peak       what the device can do at most
 //! ```
 
@@ -19,6 +20,7 @@ pub(crate) mod fake_driver;
 mod image;
 mod memory;
 mod peak;
+mod persistent;
 #[cfg(test)]
 mod tests;
 

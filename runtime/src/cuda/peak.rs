@@ -57,6 +57,7 @@ mod tests {
             memory_bytes: 80 << 30,
             shared_bytes_of_a_block: 166_912,
             multiprocessors: 108,
+            runs_blocks_together: true,
             clock_khz: 1_410_000,
             memory_clock_khz: 1_593_000,
             memory_bus_bits: 5120,

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use qwen2c_format::ProgramFile;
+use qwen2c_format::{PersistentKernel, ProgramFile};
 use serde_json::Value;
 
 use super::fake_driver::{self, Fake, FakeDevice, with};
@@ -127,6 +127,55 @@ fn a_generated_token_is_one_graph_with_an_id_and_a_position() {
     session.rewind(2);
     let expected = expected_logits(&[tokens[0], tokens[1], 9, 9]);
     assert_eq!(session.prefill(&[9, 9]).expect("it fits"), expected);
+}
+
+/// The counting program, built to run a token in one launch.
+fn persistent_file() -> ProgramFile {
+    let mut file = device_program_file();
+    file.lists.persistent = Some(PersistentKernel {
+        symbol: "persistent_decode".to_owned(),
+        threads: 32,
+        shared_bytes: 0,
+        row_words: 4,
+    });
+    file
+}
+
+#[test]
+fn a_token_of_a_persistent_program_is_one_launch() {
+    let mut session = program(persistent_file()).start(&Hardware::Device(0)).expect("it can be started");
+    let mut tokens = prompt(9);
+    session.prefill(&tokens).expect("it fits");
+    tokens.push(4);
+    session.decode(4).expect("it fits");
+    with(|fake| fake.calls.clear());
+    for token in [7, 259] {
+        tokens.push(token);
+        assert_eq!(session.decode(token).expect("it fits"), expected_logits(&tokens));
+    }
+    with(|fake| {
+        let each = ["cuMemcpyHtoDAsync_v2", "cuMemcpyHtoDAsync_v2", "cuLaunchCooperativeKernel"];
+        let each = [&each[..], &["cuMemcpyDtoHAsync_v2", "cuStreamSynchronize"]].concat();
+        assert_eq!(fake.calls, each.repeat(2));
+    });
+}
+
+#[test]
+fn a_persistent_program_is_a_graph_where_blocks_cannot_wait_for_one_another() {
+    let expected = run(&["run", "--tokens", "252", "--print-tokens"]).output;
+    for together in [(0, true), (2, false), (2, true)] {
+        with(|fake| {
+            *fake = Fake::new();
+            fake.together = together;
+        });
+        let ended = run_on(&persistent_file(), &["run", "--tokens", "252", "--print-tokens"]);
+        assert_eq!(ended.output, expected);
+        let is_persistent = together == (2, true);
+        with(|fake| {
+            assert_eq!(fake.count("cuLaunchCooperativeKernel") > 0, is_persistent, "{together:?}");
+            assert_eq!(fake.count("cuGraphLaunch") > 0, !is_persistent, "{together:?}");
+        });
+    }
 }
 
 #[test]

@@ -207,6 +207,7 @@ mod tests {
                 body: (0..steps).map(step).collect(),
                 head: Vec::new(),
             }],
+            persistent: None,
         };
         let kernels =
             [KernelEntry { tiles: one_tile_a_cell, body: mix }, KernelEntry { tiles: no_tiles, body: mix }];

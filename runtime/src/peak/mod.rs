@@ -147,6 +147,7 @@ fn lists(kernels: usize, tiles: u64, buffer_bytes: u64) -> StepLists {
             body: (0..kernels as u32).map(step).collect(),
             head: Vec::new(),
         }],
+        persistent: None,
     }
 }
 

@@ -15,6 +15,19 @@ impl<'c> KernelBuilder<'c> {
         carried: &[Val<'k>],
         body: impl FnOnce(Val<'k>, &[Val<'k>]) -> Vec<Val<'k>>,
     ) -> Vec<Val<'k>> {
+        self.for_each_by(from, to, self.int(step), carried, body)
+    }
+
+    /// As [`KernelBuilder::for_each`], with a step that the kernel computes.
+    #[track_caller]
+    fn for_each_by<'k>(
+        &'k self,
+        from: Val<'k>,
+        to: Val<'k>,
+        step: Val<'k>,
+        carried: &[Val<'k>],
+        body: impl FnOnce(Val<'k>, &[Val<'k>]) -> Vec<Val<'k>>,
+    ) -> Vec<Val<'k>> {
         let location = self.location();
         let types: Vec<Ty> = carried.iter().map(|value| value.ty).collect();
         let mut arguments = vec![(self.mlir_scalar(Scalar::I64), location)];
@@ -29,7 +42,6 @@ impl<'c> KernelBuilder<'c> {
         let index = argument(0, Ty::scalar(Scalar::I64));
         let inner: Vec<Val<'k>> =
             types.iter().enumerate().map(|(number, ty)| argument(number + 1, *ty)).collect();
-        let step = self.int(step);
         let outer = self.block.replace(block.to_raw());
         let yielded = body(index, &inner);
         self.append("scf.yield", &yielded, &[], &[], Vec::new());
@@ -44,6 +56,21 @@ impl<'c> KernelBuilder<'c> {
     #[track_caller]
     pub(crate) fn repeat<'k>(&'k self, from: Val<'k>, to: Val<'k>, step: i64, body: impl FnOnce(Val<'k>)) {
         self.for_each(from, to, step, &[], |index, _| {
+            body(index);
+            Vec::new()
+        });
+    }
+
+    /// A loop without carried values, whose step the kernel computes.
+    #[track_caller]
+    pub(crate) fn repeat_by<'k>(
+        &'k self,
+        from: Val<'k>,
+        to: Val<'k>,
+        step: Val<'k>,
+        body: impl FnOnce(Val<'k>),
+    ) {
+        self.for_each_by(from, to, step, &[], |index, _| {
             body(index);
             Vec::new()
         });

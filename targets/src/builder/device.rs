@@ -23,6 +23,8 @@ pub(crate) enum Place {
     Block,
     /// Of the group of rows.
     RowBlock,
+    /// How many blocks there are among those of a group of rows.
+    Blocks,
 }
 
 impl<'c> KernelBuilder<'c> {
@@ -33,6 +35,7 @@ impl<'c> KernelBuilder<'c> {
             Place::Thread => "nvvm.read.ptx.sreg.tid.x",
             Place::Block => "nvvm.read.ptx.sreg.ctaid.x",
             Place::RowBlock => "nvvm.read.ptx.sreg.ctaid.y",
+            Place::Blocks => "nvvm.read.ptx.sreg.nctaid.x",
         };
         self.emit(name, &[], Ty::scalar(Scalar::I32), &[]).extend_unsigned(Scalar::I64)
     }

@@ -8,6 +8,7 @@
 mod buffer;
 mod control;
 mod device;
+mod grid;
 mod matrix;
 mod ty;
 mod value;

@@ -244,6 +244,12 @@ impl<'k> Val<'k> {
 
     /// Bits that are set in either.
     #[track_caller]
+    pub(crate) fn exclusive_or(self, other: Self) -> Self {
+        self.builder.emit("arith.xori", &[self, other], self.ty, &[])
+    }
+
+    /// Bits that either has.
+    #[track_caller]
     pub(crate) fn or(self, other: Self) -> Self {
         self.builder.emit("arith.ori", &[self, other], self.ty, &[])
     }

@@ -35,10 +35,11 @@ pub(crate) fn compile_kernels(
     Target::initialize_x86(&InitializationConfig::default());
     let llvm = LlvmContext::create();
     let machine = target_machine(TRIPLE, target.processor(), target.features(), RelocMode::PIC)?;
+    let names: Vec<&str> = kernels.iter().map(|kernel| kernel.name).collect();
     let compiled = compile_modules(
         &llvm,
         &machine,
-        kernels,
+        &names,
         keep,
         |lowering, index| lower::build(lowering, &kernels[index], target.instructions()),
         |module, _| mark(&llvm, module, target),

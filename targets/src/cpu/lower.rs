@@ -21,7 +21,7 @@ pub(super) fn build<'l>(
     source: &KernelSource<'_>,
     instructions: Instructions,
 ) -> Module<'l> {
-    let KernelSource { name, request, layouts } = *source;
+    let KernelSource { name, request, layouts, .. } = *source;
     let lanes = instructions.lanes;
     let module = Module::new(Location::unknown(&lowering.context));
     let tiles_name = format!("{name}{TILES_SUFFIX}");

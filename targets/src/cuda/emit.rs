@@ -9,8 +9,9 @@ use inkwell::targets::{InitializationConfig, RelocMode, Target};
 
 use super::describe::{Architecture, CudaTarget};
 use super::lower::{self, LaunchSource};
+use super::persistent::PersistentSource;
 use crate::compile::{
-    CompileError, CompiledKernels, DeviceImage, KeepText, KernelSource, Launch, elapsed_us,
+    CompileError, CompiledKernels, DeviceImage, KeepText, KernelSource, Launch, PersistentKernel, elapsed_us,
 };
 use crate::compile_modules::{assembly, compile_modules, of_program, target_machine};
 use crate::cpu::emit::object_without_kernels;
@@ -34,9 +35,11 @@ pub(crate) fn compile_kernels(
 ) -> Result<CompiledKernels, CompileError> {
     let mut compiled = CompiledKernels { object: object_without_kernels()?, ..CompiledKernels::default() };
     let launches: Vec<Vec<LaunchSource>> = kernels.iter().map(lower::launches).collect();
+    let persistent = PersistentSource::new(kernels, &launches);
+    let program = Program { kernels, launches: &launches, persistent: persistent.as_ref() };
     for (index, architecture) in target.architectures().iter().enumerate() {
         let keep = if index == 0 { keep } else { KeepText::default() };
-        let ptx = compile_for(*architecture, kernels, &launches, keep, &mut compiled)?;
+        let ptx = compile_for(*architecture, program, keep, &mut compiled)?;
         compiled.images.push(DeviceImage { architecture: architecture.number, ptx });
     }
     compiled.launches = launches
@@ -54,26 +57,50 @@ pub(crate) fn compile_kernels(
                 .collect()
         })
         .collect();
+    compiled.persistent = persistent.map(|PersistentSource { launch, row_words, .. }| PersistentKernel {
+        symbol: launch.symbol,
+        threads: launch.shape.threads as u32,
+        shared_bytes: launch.shape.shared_bytes as u32,
+        row_words: row_words as u32,
+    });
     Ok(compiled)
+}
+
+/// All entry points of a program.
+#[derive(Clone, Copy)]
+struct Program<'a> {
+    kernels: &'a [KernelSource<'a>],
+    launches: &'a [Vec<LaunchSource>],
+    persistent: Option<&'a PersistentSource>,
 }
 
 fn compile_for(
     architecture: Architecture,
-    kernels: &[KernelSource<'_>],
-    launches: &[Vec<LaunchSource>],
+    program: Program<'_>,
     keep: KeepText,
     compiled: &mut CompiledKernels,
 ) -> Result<String, CompileError> {
     Target::initialize_nvptx(&InitializationConfig::default());
     let llvm = LlvmContext::create();
     let machine = target_machine(TRIPLE, architecture.name, architecture.ptx, RelocMode::Default)?;
+    let Program { kernels, launches, persistent } = program;
+    let of_persistent = persistent.map(|persistent| persistent.launch.symbol.as_str());
+    let names: Vec<&str> = kernels.iter().map(|kernel| kernel.name).chain(of_persistent).collect();
     let of_architecture = compile_modules(
         &llvm,
         &machine,
-        kernels,
+        &names,
         keep,
-        |lowering, index| lower::build(lowering, &kernels[index], &launches[index]),
-        |module, index| mark_entry_points(&llvm, module, &launches[index]),
+        |lowering, index| match (kernels.get(index), persistent) {
+            (None, Some(persistent)) => persistent.build(lowering, kernels, launches),
+            _ => lower::build(lowering, &kernels[index], &launches[index]),
+        },
+        |module, index| match (launches.get(index), persistent) {
+            (None, Some(persistent)) => {
+                mark_entry_points(&llvm, module, std::slice::from_ref(&persistent.launch));
+            }
+            _ => mark_entry_points(&llvm, module, &launches[index]),
+        },
     )?;
     let start = Instant::now();
     let ptx = assembly(&machine, &of_architecture.program).map_err(of_program)?;

@@ -6,7 +6,7 @@ use melior::ir::r#type::{FunctionType, IntegerType};
 use melior::ir::{Attribute, Block, BlockLike, Identifier, Location, Module, Region, RegionLike, Type};
 
 use super::kernels::{self, Kernel, Shape};
-use crate::builder::{Buffer, KernelBuilder, SHARED_SYMBOL, Scalar, Ty};
+use crate::builder::{Buffer, KernelBuilder, Place, SHARED_SYMBOL, Scalar, Ty};
 use crate::compile::KernelSource;
 use crate::lowering::Lowering;
 use crate::operands::Operands;
@@ -38,14 +38,19 @@ pub(super) fn build<'l>(
 ) -> Module<'l> {
     let module = Module::new(Location::unknown(&lowering.context));
     add_shared_memory(lowering, &module);
+    let pointer = melior::dialect::llvm::r#type::pointer(&lowering.context, 0);
+    let mut arguments = vec![pointer; kernels::buffer_elements(source.request).len()];
+    arguments.push(IntegerType::new(&lowering.context, 32).into());
     for (index, launch) in launches.iter().enumerate() {
-        add_function(lowering, &module, source, launch, index);
+        add_function(lowering, &module, &launch.symbol, &arguments, |builder| {
+            emit_body(builder, source, launch.shape, index);
+        });
     }
     module
 }
 
 /// Declares the shared memory whose size a launch gives.
-fn add_shared_memory(lowering: &Lowering, module: &Module<'_>) {
+pub(super) fn add_shared_memory(lowering: &Lowering, module: &Module<'_>) {
     let context = &lowering.context;
     let parse = |text: &str| Attribute::parse(context, text).expect("the attribute is well-formed");
     let attributes = [
@@ -64,31 +69,24 @@ fn add_shared_memory(lowering: &Lowering, module: &Module<'_>) {
     module.body().append_operation(operation);
 }
 
-fn add_function(
+/// Adds `@symbol(arguments)`, whose body `emit` appends.
+pub(super) fn add_function(
     lowering: &Lowering,
     module: &Module<'_>,
-    source: &KernelSource<'_>,
-    launch: &LaunchSource,
-    index: usize,
+    symbol: &str,
+    arguments: &[Type<'_>],
+    emit: impl for<'k> FnOnce(&'k KernelBuilder<'k>),
 ) {
     let context = &lowering.context;
-    let location = Location::name(context, &launch.symbol, Location::unknown(context));
-    let pointer = melior::dialect::llvm::r#type::pointer(context, 0);
-    let operands = kernels::buffer_elements(source.request).len();
-    let mut arguments = vec![pointer; operands];
-    let rows: Type<'_> = IntegerType::new(context, 32).into();
-    arguments.push(rows);
+    let location = Location::name(context, symbol, Location::unknown(context));
     let entry: Vec<(Type<'_>, Location<'_>)> = arguments.iter().map(|ty| (*ty, location)).collect();
     let region = Region::new();
     let block = region.append_block(Block::new(&entry));
-    {
-        let builder = KernelBuilder::new(context, &launch.symbol, &block);
-        emit_body(&builder, source, launch.shape, index);
-    }
+    emit(&KernelBuilder::new(context, symbol, &block));
     let function = melior::dialect::func::func(
         context,
-        StringAttribute::new(context, &launch.symbol),
-        TypeAttribute::new(FunctionType::new(context, &arguments, &[]).into()),
+        StringAttribute::new(context, symbol),
+        TypeAttribute::new(FunctionType::new(context, arguments, &[]).into()),
         region,
         &[],
         location,
@@ -109,6 +107,7 @@ fn emit_body<'k>(builder: &'k KernelBuilder<'k>, source: &KernelSource<'_>, shap
     let rows = builder.argument(buffers.len(), Ty::scalar(Scalar::I32)).extend_unsigned(Scalar::I64);
     let (request, layouts) = (source.request, source.layouts);
     let operands = Operands { k: builder, request, layouts, buffers, rows };
-    kernels::body(&Kernel { operands, shape }, launch);
+    let place = [builder.place(Place::Block), builder.place(Place::RowBlock)];
+    kernels::body(&Kernel { operands, shape, place }, launch);
     builder.finish(&[]);
 }

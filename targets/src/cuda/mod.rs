@@ -7,3 +7,4 @@ mod kernels;
 pub(crate) mod layout;
 mod lower;
 pub(crate) mod pack;
+mod persistent;

@@ -35,7 +35,7 @@ pub(super) fn count(
     let mut buffers = operands(request, &layouts, count, (inputs, weights, caches));
     let of_weights = buffers.iter().skip(request.inputs.len()).take(request.weights.len());
     let bytes = Bytes { weights: of_weights.map(|bytes| bytes.len() as u64).sum() };
-    let source = KernelSource { name: "kernel", request, layouts: &layouts };
+    let source = KernelSource { name: "kernel", request, layouts: &layouts, is_persistent: false };
     (run(target, &source, choice.workspace_bytes, count, &mut buffers), bytes)
 }
 

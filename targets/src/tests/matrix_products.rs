@@ -115,7 +115,7 @@ fn a_step_of_the_inner_loop_loads_four_registers_for_four_products() {
 fn loop_around(ty: &KernelRequest, instruction: &str) -> String {
     let layouts: Vec<WeightLayout> =
         target().choose(ty).unwrap().layouts.iter().map(|options| options[0].layout).collect();
-    let source = KernelSource { name: "kernel", request: ty, layouts: &layouts };
+    let source = KernelSource { name: "kernel", request: ty, layouts: &layouts, is_persistent: false };
     let keep = KeepText { asm: true, ..KeepText::default() };
     let mut compiled = compile_kernels(&target(), &[source], keep).unwrap();
     let asm = compiled.texts.remove(0).asm.unwrap();

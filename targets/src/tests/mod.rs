@@ -6,6 +6,7 @@ mod elementwise;
 mod experts;
 mod matrix_products;
 mod matrix_unit;
+mod persistent;
 mod products;
 mod tensor_cores;
 mod traffic;
@@ -198,7 +199,7 @@ fn run(
     let mut buffers = operands(request, &layouts, count, (inputs, weights, caches));
     let first_cache = request.inputs.len() + request.weights.len();
     let first_output = first_cache + request.caches.len();
-    let source = KernelSource { name: "kernel", request, layouts: &layouts };
+    let source = KernelSource { name: "kernel", request, layouts: &layouts, is_persistent: false };
     match target {
         AnyTarget::Cpu(_) => run_here(&load(target, &source), count, &mut buffers),
         AnyTarget::Cuda(_) => {

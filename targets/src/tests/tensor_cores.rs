@@ -27,7 +27,7 @@ fn run_counted(
     let ty = &request.outputs[0];
     let elements = ty.bytes(count, count) / ty.element.bytes();
     buffers.push(to_bytes(ty.element, &vec![77.0; elements as usize]));
-    let source = KernelSource { name: "kernel", request, layouts: &layouts };
+    let source = KernelSource { name: "kernel", request, layouts: &layouts, is_persistent: false };
     let workspace_bytes = choice.workspace_bytes;
     let counts = device::run_with_gaps(&target, &source, workspace_bytes, count, &mut buffers, gaps);
     (from_bytes(ty.element, buffers.last().unwrap()), counts)

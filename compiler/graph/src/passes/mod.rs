@@ -19,6 +19,7 @@ mod merge_gate_and_up;
 mod merge_qkv_projections;
 mod merge_weights;
 mod pad_uneven_dimensions;
+mod persistent_decode;
 mod quantize_activations;
 mod remove_dead_values;
 mod resolve_rope;
@@ -57,21 +58,30 @@ pub struct Pass {
     pub summary: &'static str,
     /// Whether `--no-pass` may switch it off.
     pub optional: bool,
+    /// Whether it runs where nothing is said of it; otherwise `--pass` switches it on.
+    pub by_default: bool,
     /// The rewrite.
     pub run: PassFunction,
 }
 
 const fn mandatory(name: &'static str, summary: &'static str, run: PassFunction) -> Pass {
-    Pass { name, summary, optional: false, run }
+    Pass { name, summary, optional: false, by_default: true, run }
 }
 
 const fn optional(name: &'static str, summary: &'static str, run: PassFunction) -> Pass {
-    Pass { name, summary, optional: true, run }
+    Pass { name, summary, optional: true, by_default: true, run }
+}
+
+const fn on_request(name: &'static str, summary: &'static str, run: PassFunction) -> Pass {
+    Pass { name, summary, optional: true, by_default: false, run }
 }
 
 /// Name of the one optional pass that changes what is computed instead of how: references that are to
 /// agree with a program run it too.
 pub const QUANTIZE_ACTIVATIONS: &str = "quantize_activations";
+
+/// Name of the pass that only devices have a use for.
+pub const PERSISTENT_DECODE: &str = "persistent_decode";
 
 /// All passes in order of execution.
 pub const PASSES: &[Pass] = &[
@@ -136,5 +146,10 @@ pub const PASSES: &[Pass] = &[
         "remove_dead_values",
         "drops operations, values and weights that nothing reads",
         remove_dead_values::run,
+    ),
+    on_request(
+        PERSISTENT_DECODE,
+        "runs a token in one launch on a CUDA device, with barriers instead of launches",
+        persistent_decode::run,
     ),
 ];

@@ -83,27 +83,34 @@ impl std::error::Error for PassError {
     }
 }
 
-/// The names of the passes to leave out, checked.
+/// The names of the passes to leave out, checked: those that are `switched_off`, and those that run only
+/// where they are `switched_on`. Who names a pass in both means the latter.
 ///
 /// # Errors
 ///
-/// [`SelectionError`] for a name that is unknown or belongs to a mandatory pass.
+/// [`SelectionError`] for a name that is unknown, or is switched off and belongs to a mandatory pass.
 pub fn select_passes<'a>(
-    disabled: impl IntoIterator<Item = &'a str>,
+    switched_off: impl IntoIterator<Item = &'a str>,
+    switched_on: impl IntoIterator<Item = &'a str>,
 ) -> Result<BTreeSet<&'static str>, SelectionError> {
-    disabled
-        .into_iter()
-        .map(|name| {
-            let lower_case = name.to_ascii_lowercase().replace('-', "_");
-            match PASSES.iter().find(|pass| pass.name == lower_case) {
-                Some(pass) if pass.optional => Ok(pass.name),
-                Some(pass) => Err(SelectionError::Mandatory { name: pass.name }),
-                None => {
-                    Err(SelectionError::Unknown { name: name.to_owned(), suggestion: nearest(&lower_case) })
-                }
-            }
-        })
-        .collect()
+    let on_request = PASSES.iter().filter(|pass| !pass.by_default).map(|pass| pass.name);
+    let mut disabled: BTreeSet<&'static str> = on_request.collect();
+    for name in switched_off {
+        match find(name)? {
+            pass if pass.optional => disabled.insert(pass.name),
+            pass => return Err(SelectionError::Mandatory { name: pass.name }),
+        };
+    }
+    for name in switched_on {
+        disabled.remove(find(name)?.name);
+    }
+    Ok(disabled)
+}
+
+fn find(name: &str) -> Result<&'static Pass, SelectionError> {
+    let lower_case = name.to_ascii_lowercase().replace('-', "_");
+    let found = PASSES.iter().find(|pass| pass.name == lower_case);
+    found.ok_or_else(|| SelectionError::Unknown { name: name.to_owned(), suggestion: nearest(&lower_case) })
 }
 
 /// Runs all passes but the `disabled` ones. `observe` sees the graph after each pass, for dumps; for
@@ -169,24 +176,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_known_optional_pass_can_be_switched_off() {
+    fn passes_can_be_switched_off_and_on() {
+        assert_eq!(select_passes([], []), Ok(BTreeSet::from(["persistent_decode"])));
         assert_eq!(
-            select_passes(["fuse_attention", "Merge-Gate-And-Up"]),
+            select_passes(["fuse_attention", "Merge-Gate-And-Up"], ["persistent-decode", "resolve_rope"]),
             Ok(BTreeSet::from(["fuse_attention", "merge_gate_and_up"]))
+        );
+        assert_eq!(
+            select_passes(["fuse_attention"], ["fuse_attention"]),
+            Ok(BTreeSet::from(["persistent_decode"]))
         );
     }
 
     #[test]
     fn a_near_name_is_suggested() {
-        let error = select_passes(["fuse_atention"]).expect_err("no such pass");
+        let error = select_passes([], ["fuse_atention"]).expect_err("no such pass");
         assert_eq!(error.to_string(), "there is no pass `fuse_atention`; did you mean `fuse_attention`?");
-        let error = select_passes(["vectorize"]).expect_err("no such pass");
+        let error = select_passes(["vectorize"], []).expect_err("no such pass");
         assert_eq!(error.to_string(), "there is no pass `vectorize`; `qwen2c passes` lists them");
     }
 
     #[test]
     fn a_mandatory_pass_cannot_be_switched_off() {
-        let error = select_passes(["resolve_rope"]).expect_err("mandatory");
+        let error = select_passes(["resolve_rope"], []).expect_err("mandatory");
         assert_eq!(error, SelectionError::Mandatory { name: "resolve_rope" });
     }
 }

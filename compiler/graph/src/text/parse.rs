@@ -76,6 +76,7 @@ impl<'a> Parser<'a> {
     fn graph(mut self) -> Result<Graph, Fault> {
         self.keyword("graph")?;
         self.graph.name = self.name()?;
+        self.graph.is_persistent = self.accept(Token::Word("persistent"))?;
         self.symbol('{')?;
         loop {
             match self.peek()? {

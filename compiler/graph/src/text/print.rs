@@ -39,7 +39,8 @@ pub fn print_graph(graph: &Graph) -> String {
 
 /// The lines of the text form with what each is about.
 pub(crate) fn print_lines(graph: &Graph) -> Vec<(Subject, String)> {
-    let mut lines = vec![(Subject::Graph, format!("graph {} {{", Name(&graph.name)))];
+    let persistent = if graph.is_persistent { " persistent" } else { "" };
+    let mut lines = vec![(Subject::Graph, format!("graph {}{persistent} {{", Name(&graph.name)))];
     for (index, input) in graph.inputs.iter().enumerate() {
         lines.push((Subject::Input(index), format!("  input {}", declaration(graph, *input))));
     }

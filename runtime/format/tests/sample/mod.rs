@@ -4,8 +4,9 @@ use std::io::Write;
 
 use qwen2c_format::{
     DeviceCode, DeviceImage, GenerationDefaults, ImageKind, InputOffsets, KernelInfo, LOCATOR_MAGIC, Launch,
-    Locator, Manifest, ModelSummary, Operand, ProgramError, ProgramFile, Region, RowAxis, SelfTestRecord,
-    Step, StepCost, StepList, StepLists, WeightEntry, WeightTable, encode_program_head, patch_locator,
+    Locator, Manifest, ModelSummary, Operand, PersistentKernel, ProgramError, ProgramFile, Region, RowAxis,
+    SelfTestRecord, Step, StepCost, StepList, StepLists, WeightEntry, WeightTable, encode_program_head,
+    patch_locator,
 };
 
 pub(crate) const WEIGHT_BYTES: u64 = 192;
@@ -78,6 +79,7 @@ pub(crate) fn lists() -> StepLists {
             .map(|name| KernelInfo { name: name.to_owned(), launches: Vec::new() })
             .to_vec(),
         lists: vec![list("decode", 1, 1), list("prefill", 8, 4), list("self_test", 8, 8)],
+        persistent: None,
     }
 }
 
@@ -136,11 +138,17 @@ pub(crate) fn launch(symbol: &str) -> Launch {
     Launch { symbol: symbol.to_owned(), blocks: 7, rows_per_block: 2, threads: 128, shared_bytes: 1024 }
 }
 
-/// One launch for the first kernel, two for the second.
+/// One launch for the first kernel, two for the second, and one for a whole token.
 pub(crate) fn device_lists() -> StepLists {
     let mut lists = lists();
     lists.kernels[0].launches = vec![launch("embed")];
     lists.kernels[1].launches = vec![launch("matmul"), launch("matmul$merge_2")];
+    lists.persistent = Some(PersistentKernel {
+        symbol: "persistent_decode".to_owned(),
+        threads: 128,
+        shared_bytes: 1024,
+        row_words: 3,
+    });
     lists
 }
 

@@ -28,6 +28,8 @@ pub(crate) const ATTRIBUTE_MEMORY_BUS_BITS: c_int = 37;
 pub(crate) const ATTRIBUTE_CAPABILITY_MAJOR: c_int = 75;
 /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR`.
 pub(crate) const ATTRIBUTE_CAPABILITY_MINOR: c_int = 76;
+/// `CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH`.
+pub(crate) const ATTRIBUTE_COOPERATIVE_LAUNCH: c_int = 95;
 /// `CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN`, bytes.
 pub(crate) const ATTRIBUTE_SHARED_BYTES_OF_A_BLOCK: c_int = 97;
 
@@ -120,6 +122,10 @@ functions! {
         Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle,
         *mut *mut c_void, *mut *mut c_void
     );
+    launch_together = c"cuLaunchCooperativeKernel" (
+        Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle, *mut *mut c_void
+    );
+    blocks_at_once = c"cuOccupancyMaxActiveBlocksPerMultiprocessor" (*mut c_int, Handle, c_int, usize);
     graph_create = c"cuGraphCreate" (*mut Handle, c_uint);
     graph_add_kernel = c"cuGraphAddKernelNode_v2" (*mut Handle, Handle, *const Handle, usize, *const KernelNode);
     graph_instantiate = c"cuGraphInstantiateWithFlags" (*mut Handle, Handle, u64);

@@ -161,6 +161,60 @@ impl Context {
         };
         self.check(status, || format!("start {}", name()))
     }
+
+    /// Blocks of a kernel that one multiprocessor holds at the same time.
+    ///
+    /// # Errors
+    ///
+    /// What the driver says.
+    pub(crate) fn blocks_at_once(
+        &self,
+        function: Function,
+        threads: u32,
+        shared_bytes: u32,
+    ) -> Result<u32, Diagnostic> {
+        let mut blocks = 0;
+        // SAFETY: the driver writes one number; the function belongs to a loaded module.
+        let status = unsafe {
+            let ask = self.functions().blocks_at_once;
+            ask(&mut blocks, function.0, as_int(threads), shared_bytes as usize)
+        };
+        self.check(status, || "tell how many blocks run at the same time".to_owned())?;
+        Ok(u32::try_from(blocks).unwrap_or(0))
+    }
+
+    /// As [`Context::launch`], of a grid whose blocks are all on the device before any of them ends; the driver
+    /// refuses more than it holds.
+    ///
+    /// # Errors
+    ///
+    /// As [`Context::launch`].
+    pub(crate) fn launch_together(
+        &self,
+        function: Function,
+        grid: &Grid,
+        operands: &[u64],
+        rows: u32,
+    ) -> Result<(), Diagnostic> {
+        let mut parameters = Parameters::new(operands, &rows);
+        let Grid { blocks: [across, down], threads, shared_bytes } = *grid;
+        // SAFETY: as in `launch`: the function takes so many parameters, which the driver copies.
+        let status = unsafe {
+            (self.functions().launch_together)(
+                function.0,
+                across,
+                down,
+                1,
+                threads,
+                1,
+                1,
+                shared_bytes,
+                self.stream(),
+                parameters.as_mut_ptr(),
+            )
+        };
+        self.check(status, || format!("start {across} blocks that wait for one another"))
+    }
 }
 
 impl Function {

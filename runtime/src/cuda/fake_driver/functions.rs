@@ -8,6 +8,10 @@ use crate::cuda::driver::functions::{
 };
 use crate::testing::ROWS_PER_BLOCK;
 
+/// Handle of the persistent kernel, and words of a row of its table.
+const PERSISTENT: usize = 5;
+const ROW_WORDS: usize = 1 + OPERANDS;
+
 fn put<T>(place: *mut T, value: T) {
     // SAFETY: callers of the driver give places for what it answers.
     unsafe { place.write(value) };
@@ -90,6 +94,7 @@ extern "C" fn device_attribute(value: *mut c_int, attribute: c_int, device: c_in
             cuda::ATTRIBUTE_CAPABILITY_MINOR => minor,
             cuda::ATTRIBUTE_SHARED_BYTES_OF_A_BLOCK => 166_912,
             cuda::ATTRIBUTE_MULTIPROCESSORS => 108,
+            cuda::ATTRIBUTE_COOPERATIVE_LAUNCH => c_int::from(fake.together.1),
             cuda::ATTRIBUTE_CLOCK_KHZ => 1_410_000,
             cuda::ATTRIBUTE_MEMORY_CLOCK_KHZ => 1_215_000,
             cuda::ATTRIBUTE_MEMORY_BUS_BITS => 5120,
@@ -237,7 +242,7 @@ extern "C" fn module_function(function: *mut Handle, _module: Handle, name: *con
     answer("cuModuleGetFunction", |_| {
         // SAFETY: callers give a C string.
         let name = unsafe { CStr::from_ptr(name) }.to_bytes();
-        let names: [&[u8]; 4] = [b"write_cache", b"sum_cache", b"gather", b"logits"];
+        let names: [&[u8]; 5] = [b"write_cache", b"sum_cache", b"gather", b"logits", b"persistent_decode"];
         match names.iter().position(|known| *known == name) {
             Some(index) => {
                 put(function, (index + 1) as Handle);
@@ -271,6 +276,57 @@ extern "C" fn launch(
     answer("cuLaunchKernel", |fake| {
         assert_eq!((across, deep, threads), (1, 1, 32));
         fake.stream.push_back(Work::Launch(launch_of(function, down, parameters)));
+        SUCCESS
+    })
+}
+
+/// Walks through the table of a persistent kernel, whose launches are those of the counting program: one for
+/// each kernel, and two for the last.
+extern "C" fn launch_together(
+    function: Handle,
+    across: c_uint,
+    down: c_uint,
+    _deep: c_uint,
+    threads: c_uint,
+    _: c_uint,
+    _: c_uint,
+    _shared_bytes: c_uint,
+    _stream: Handle,
+    parameters: *mut *mut c_void,
+) -> Status {
+    answer("cuLaunchCooperativeKernel", |fake| {
+        assert_eq!((function as usize, across, down, threads), (PERSISTENT, 1, 1, 32));
+        // SAFETY: callers give the addresses of two pointers and of the number of rows.
+        let (table, word, rows) = unsafe {
+            let pointer = |index: usize| parameters.add(index).read().cast::<u64>().read();
+            (pointer(0), pointer(1), parameters.add(2).read().cast::<u32>().read())
+        };
+        // The table is there as soon as what waits has been done.
+        fake.work(None);
+        // SAFETY: the table has so many rows, and the word comes behind it.
+        let (words, before) = unsafe {
+            let words = std::slice::from_raw_parts(table as *const u64, rows as usize * ROW_WORDS);
+            (words, (word as *const u32).read())
+        };
+        assert_eq!((word, before), (table + 8 * words.len() as u64, 0));
+        for row in words.chunks(ROW_WORDS) {
+            let kernel = (row[0] as usize).min(3);
+            let operands = [row[1], row[2], row[3]];
+            fake.stream.push_back(Work::Launch(FakeLaunch { kernel, rows_of_blocks: 1, operands, rows: 1 }));
+        }
+        SUCCESS
+    })
+}
+
+extern "C" fn blocks_at_once(
+    blocks: *mut c_int,
+    _function: Handle,
+    threads: c_int,
+    _shared_bytes: usize,
+) -> Status {
+    answer("cuOccupancyMaxActiveBlocksPerMultiprocessor", |fake| {
+        assert_eq!(threads, 32);
+        put(blocks, fake.together.0);
         SUCCESS
     })
 }
@@ -402,6 +458,8 @@ pub(super) const FUNCTIONS: Functions = Functions {
     module_function,
     function_set_attribute,
     launch,
+    launch_together,
+    blocks_at_once,
     graph_create,
     graph_add_kernel,
     graph_instantiate,

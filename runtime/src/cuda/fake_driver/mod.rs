@@ -55,6 +55,8 @@ pub(in crate::cuda) struct Fake {
     pub(in crate::cuda) failing: Option<(&'static str, usize, Status)>,
     /// What the compiler says about an image that begins like this.
     pub(in crate::cuda) refused_image: Option<(&'static [u8], &'static CStr)>,
+    /// Blocks of a kernel that a multiprocessor holds, and whether blocks may wait for one another.
+    pub(in crate::cuda) together: (c_int, bool),
     /// Calls by name, in order.
     pub(in crate::cuda) calls: Vec<&'static str>,
     /// First bytes of the images that were loaded.
@@ -88,6 +90,7 @@ impl Fake {
             devices: vec![FakeDevice { name: c"Fake A100", capability: (8, 0), free_bytes: 1 << 30 }],
             failing: None,
             refused_image: None,
+            together: (2, true),
             calls: Vec::new(),
             images: Vec::new(),
             alive: BTreeSet::new(),

@@ -21,7 +21,7 @@ use qwen2c_request::{CACHE_BLOCK_POSITIONS, Element, KernelRequest};
 use super::cache::head_cache;
 use super::functions::exp;
 use super::{Kernel, REDUCTION_BYTES, Shape, flash_attention};
-use crate::builder::{Buffer, Compare, Place, Reduction, Val, WARP_THREADS};
+use crate::builder::{Buffer, Compare, Reduction, Val, WARP_THREADS};
 use crate::cuda::layout::{UNIT_BYTES, padded_head_dim};
 
 /// Warps of a block.
@@ -152,7 +152,7 @@ struct Work<'k> {
 fn attend(kernel: &Kernel<'_, '_>, cut: Cut, scale: f32) {
     let k = kernel.k;
     let row = kernel.row();
-    let block = k.place(Place::Block);
+    let block = kernel.block();
     let (position_block, head_block) =
         (block % k.int(cut.position_blocks), block / k.int(cut.position_blocks));
     let kv_head = head_block / k.int(cut.head_blocks);
@@ -413,7 +413,7 @@ fn partial<'k>(kernel: &Kernel<'k, '_>, cut: Cut, head: Val<'k>, block: Val<'k>)
 fn merge(kernel: &Kernel<'_, '_>, cut: Cut) {
     let k = kernel.k;
     let row = kernel.row();
-    let head = row * k.int(cut.heads) + k.place(Place::Block);
+    let head = row * k.int(cut.heads) + kernel.block();
     let count = kernel.input(1).load_index(row) + k.int(1);
     let blocks = count.divide_up(CACHE_BLOCK_POSITIONS as i64);
     let (zero, maximum_at, sum_at) = (k.int(0), k.int(cut.head_dim), k.int(cut.head_dim + 1));

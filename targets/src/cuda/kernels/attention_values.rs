@@ -7,13 +7,12 @@
 
 use super::Kernel;
 use super::cache::entry;
-use crate::builder::Place;
 
 /// One query head of one row.
 pub(super) fn body(kernel: &Kernel<'_, '_>, heads: u64) {
     let k = kernel.k;
     let cache = kernel.cache_type(0);
-    let (row, head) = (kernel.row(), k.place(Place::Block));
+    let (row, head) = (kernel.row(), kernel.block());
     let kv_head = head / k.int(heads / cache.kv_heads);
     let slot = kernel.input(2).load_index(row);
     let count = kernel.input(1).load_index(row) + k.int(1);

@@ -4,7 +4,6 @@ use qwen2c_request::KernelRequest;
 
 use super::softmax::softmax;
 use super::{Kernel, Shape};
-use crate::builder::Place;
 
 fn context(request: &KernelRequest) -> u64 {
     request.inputs[0].columns()
@@ -23,7 +22,7 @@ pub(super) fn shape(request: &KernelRequest) -> Shape {
 pub(super) fn body(kernel: &Kernel<'_, '_>) {
     let k = kernel.k;
     let row = kernel.row();
-    let head = row * k.int(heads(kernel.request)) + k.place(Place::Block);
+    let head = row * k.int(heads(kernel.request)) + kernel.block();
     let base = head * k.int(context(kernel.request));
     let length = kernel.input(1).load_index(row) + k.int(1);
     softmax(kernel, kernel.input(0).at(base), kernel.output(0).at(base), length);

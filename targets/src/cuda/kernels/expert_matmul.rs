@@ -16,7 +16,7 @@ use super::functions::silu;
 use super::matmul::{Results, Tasks, multiply, rows_side_by_side};
 use super::tile_cut::Cut;
 use super::{Kernel, Shape, prompt_experts};
-use crate::builder::{Buffer, Compare, Place, Val};
+use crate::builder::{Buffer, Compare, Val};
 use crate::cuda::layout::WarpGeometry;
 
 fn cut(request: &KernelRequest, layouts: &[WeightLayout]) -> (WarpGeometry, Tasks) {
@@ -64,7 +64,7 @@ pub(super) fn body(kernel: &Kernel<'_, '_>) {
     }
     let k = kernel.k;
     let (geometry, tasks) = cut(kernel.request, kernel.layouts);
-    let part = k.place(Place::Block) / k.int(tasks.blocks());
+    let part = kernel.block() / k.int(tasks.blocks());
     if !is_grouped(kernel.request) {
         let entry = kernel.row() * k.int(choices(kernel.request)) + part;
         let expert = kernel.input(1).load_index(entry);

@@ -22,7 +22,7 @@ use qwen2c_request::{Element, KernelRequest};
 
 use super::cache::head_cache;
 use super::{Kernel, Shape};
-use crate::builder::{Buffer, Compare, Place, Reduction, Scalar, Val, WARP_THREADS};
+use crate::builder::{Buffer, Compare, Reduction, Scalar, Val, WARP_THREADS};
 use crate::cuda::layout::UNIT_BYTES;
 
 /// Warps of a block.
@@ -109,7 +109,7 @@ pub(super) fn shape(cut: Cut) -> Shape {
 /// Attention of 64 queries.
 pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, cut: Cut, scale: f32) {
     let k = kernel.k;
-    let block = k.place(Place::Block);
+    let block = kernel.block();
     let kv_head = block % k.int(cut.kv_heads);
     // The last rows see most positions and begin first.
     let number = k.int(cut.query_blocks - 1) - block / k.int(cut.kv_heads);

@@ -15,7 +15,7 @@ use super::functions::silu;
 use super::tile_cut::Cut;
 use super::unit_product::UnitProduct;
 use super::{Kernel, REDUCTION_BYTES, Shape, prompt_matmul};
-use crate::builder::{Buffer, Compare, Place, Val, WARP_THREADS};
+use crate::builder::{Buffer, Compare, Val, WARP_THREADS};
 use crate::cuda::layout::{BLOCK_UNITS, WarpGeometry};
 
 /// Warps of a block.
@@ -153,7 +153,7 @@ pub(super) fn multiply<'k>(
     let k = kernel.k;
     let threads = k.int(WARP_THREADS);
     let (warp, lane) = (kernel.thread() / threads, kernel.thread() % threads);
-    let block = k.place(Place::Block) % k.int(tasks.blocks());
+    let block = kernel.block() % k.int(tasks.blocks());
     let place = block * k.int(WARPS) + warp;
     let (task, part) = (place / k.int(tasks.split), place % k.int(tasks.split));
     let is_task = task.compare(Compare::Less, k.int(tasks.count));

@@ -60,6 +60,9 @@ pub(super) struct Shape {
 /// Threads of kernels that go along a row.
 const ROW_THREADS: u64 = 256;
 
+/// Threads of all kernels that serve one row alone, so that one launch can run all of them.
+pub(super) const DECODE_THREADS: u64 = 128;
+
 impl Shape {
     /// One block for each row, with shared memory for reductions.
     fn row() -> Self {
@@ -82,6 +85,9 @@ pub(super) struct Kernel<'k, 'r> {
     pub(super) operands: Operands<'k, 'r>,
     /// Threads and blocks.
     pub(super) shape: Shape,
+    /// The block's number among those of a group of rows, and the group's. They need not be those of a block
+    /// of threads: one may run the body for one number after another.
+    pub(super) place: [Val<'k>; 2],
 }
 
 impl<'k, 'r> Deref for Kernel<'k, 'r> {
@@ -113,9 +119,14 @@ impl<'k, 'r> Kernel<'k, 'r> {
         self.k.place(Place::Thread)
     }
 
+    /// The block's number among those of a group of rows.
+    fn block(&self) -> Val<'k> {
+        self.place[0]
+    }
+
     /// The row, where a group of rows is one.
     fn row(&self) -> Val<'k> {
-        self.k.place(Place::RowBlock)
+        self.place[1]
     }
 
     /// `body(offset)` for every offset below `length`, shared out to the threads of the block.
@@ -174,6 +185,16 @@ pub(super) fn workspace_bytes(request: &KernelRequest) -> u64 {
 
 /// The launches of a kernel, one after another: a suffix of the name, and the shape.
 pub(super) fn launches(request: &KernelRequest, layouts: &[WeightLayout]) -> Vec<(&'static str, Shape)> {
+    let mut launches = launches_of(request, layouts);
+    for (_, shape) in &mut launches {
+        if request.max_rows == 1 && shape.threads == ROW_THREADS {
+            shape.threads = DECODE_THREADS;
+        }
+    }
+    launches
+}
+
+fn launches_of(request: &KernelRequest, layouts: &[WeightLayout]) -> Vec<(&'static str, Shape)> {
     let single = |shape| vec![("", shape)];
     match request.operation {
         Operation::Matmul { .. } => single(matmul::shape(request, layouts)),

@@ -14,7 +14,7 @@ use super::expert_matmul::choices;
 use super::tile_cut::{Cut, THREADS};
 use super::tile_product::{Inputs, TileProduct};
 use super::{Kernel, Shape};
-use crate::builder::{Compare, Place, Val};
+use crate::builder::{Compare, Val};
 use crate::operands::GroupTable;
 
 /// Blocks for every expert, most of which may be idle.
@@ -32,7 +32,7 @@ pub(super) fn shape(request: &KernelRequest, cut: Cut) -> Shape {
 pub(super) fn body(kernel: &Kernel<'_, '_>, cut: Cut) {
     let k = kernel.k;
     let column_blocks = k.int(cut.column_blocks());
-    let block = k.place(Place::Block);
+    let block = kernel.block();
     let (part, column_block) = (block / column_blocks, block % column_blocks);
     let table = kernel.group_table(kernel.input(2), cut.geometry.matrices);
     k.when(part.compare(Compare::Less, table.active_count.load_index(k.int(0))), || {

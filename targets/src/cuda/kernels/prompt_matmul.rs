@@ -11,7 +11,7 @@ use qwen2c_request::{KernelRequest, Operation};
 use super::tile_cut::{Cut, THREADS};
 use super::tile_product::{Inputs, TileProduct};
 use super::{Kernel, Shape};
-use crate::builder::{Compare, Place, Val};
+use crate::builder::{Compare, Val};
 
 /// Blocks for all rows that a step may have.
 pub(super) fn shape(request: &KernelRequest, cut: Cut) -> Shape {
@@ -29,7 +29,7 @@ pub(super) fn shape(request: &KernelRequest, cut: Cut) -> Shape {
 pub(super) fn body(kernel: &Kernel<'_, '_>, cut: Cut) {
     let k = kernel.k;
     let row_blocks = kernel.shape.rows_per_block / cut.rows();
-    let block = k.place(Place::Block);
+    let block = kernel.block();
     let row_block = kernel.row() * k.int(row_blocks) + block % k.int(row_blocks);
     let first_row = row_block * k.int(cut.rows());
     // Steps may have fewer rows than the list they are of.

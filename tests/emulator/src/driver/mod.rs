@@ -17,6 +17,7 @@
 )]
 
 mod context;
+mod cooperative;
 mod copy;
 mod device;
 mod errors;
@@ -38,6 +39,7 @@ mod settings;
 mod stream;
 
 pub use context::{cuCtxSetCurrent, cuDevicePrimaryCtxRelease_v2, cuDevicePrimaryCtxRetain};
+pub use cooperative::{cuLaunchCooperativeKernel, cuOccupancyMaxActiveBlocksPerMultiprocessor};
 pub use copy::{cuMemcpyDtoHAsync_v2, cuMemcpyHtoDAsync_v2, cuMemsetD8Async};
 pub use device::{cuDeviceGet, cuDeviceGetAttribute, cuDeviceGetCount, cuDeviceGetName, cuDeviceTotalMem_v2};
 pub use errors::{Status, cuGetErrorName, cuGetErrorString};
