@@ -18,6 +18,10 @@ const SHARE_OF_BANDWIDTH: f64 = 0.85;
 /// Time that one launch takes when launches follow one another in a graph, with nothing to compute.
 const LAUNCH_US: f64 = 1.5;
 
+/// Time in which all blocks of a grid wait for one another: what cooperative groups were measured to need on
+/// a V100 with one block on each multiprocessor (Zhang et al. 2020).
+const BARRIER_US: f64 = 1.4;
+
 /// A machine as predictions see it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct AssumedMachine {
@@ -29,6 +33,8 @@ pub(crate) struct AssumedMachine {
     pub(crate) bandwidth_bytes_per_s: f64,
     /// What a launch costs beside its work.
     pub(crate) launch_us: f64,
+    /// What a barrier between all blocks costs where one launch serves a token.
+    pub(crate) barrier_us: f64,
 }
 
 /// A CUDA device as it is published.
@@ -84,6 +90,7 @@ impl AssumedMachine {
                 memory_bytes: device.memory_gb * 1_000_000_000,
                 bandwidth_bytes_per_s: device.bandwidth_gb_per_s * 1e9 * SHARE_OF_BANDWIDTH,
                 launch_us: LAUNCH_US,
+                barrier_us: BARRIER_US,
             }),
             (Some(device), _) => Err(Diagnostic::new(format!(
                 "a program for `{}` does not run on `{}`",
@@ -97,6 +104,7 @@ impl AssumedMachine {
                 memory_bytes: machine::memory_bytes(),
                 bandwidth_bytes_per_s: machine::read_bandwidth_bytes_per_s(),
                 launch_us: 0.0,
+                barrier_us: 0.0,
             }),
         }
     }

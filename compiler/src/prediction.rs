@@ -57,7 +57,9 @@ pub(crate) struct DecodePrediction {
     pub(crate) machine: AssumedMachine,
     /// Launches of a device for each token.
     pub(crate) launches_per_token: u64,
-    /// Time of these launches as a share of a token's at an empty context.
+    /// Barriers between all blocks for each token, where one launch serves it.
+    pub(crate) barriers_per_token: u64,
+    /// Time of launches and barriers as a share of a token's at an empty context.
     pub(crate) share_of_launches: f64,
     /// Bytes that the first token moves.
     pub(crate) bytes_per_token: u64,
@@ -76,13 +78,17 @@ impl DecodePrediction {
     pub(crate) fn new(schedule: &Schedule, plan: &Plan, context: u64, machine: AssumedMachine) -> Self {
         let cost = plan.lists.first().map(CostSummary::new).unwrap_or_default();
         let steps = plan.lists.iter().take(1).flat_map(|list| list.body.iter().chain(&list.head));
-        let launches_per_token: u64 =
-            steps.map(|step| u64::from(schedule.kernels[step.kernel].choice.launches)).sum();
-        let launches_s = launches_per_token as f64 * machine.launch_us / 1e6;
+        let launches: u64 = steps.map(|step| u64::from(schedule.kernels[step.kernel].choice.launches)).sum();
+        let is_persistent = schedule.lists.first().is_some_and(|list| list.graph.is_persistent);
+        let (launches_per_token, barriers_per_token) =
+            if is_persistent { (1, launches.saturating_sub(1)) } else { (launches, 0) };
+        let launches_us = launches_per_token as f64 * machine.launch_us;
+        let launches_s = (launches_us + barriers_per_token as f64 * machine.barrier_us) / 1e6;
         let token_s =
             |positions: u64| cost.bytes(1, 1, positions) as f64 / machine.bandwidth_bytes_per_s + launches_s;
         Self {
             launches_per_token,
+            barriers_per_token,
             share_of_launches: launches_s / token_s(1),
             bytes_per_token: cost.bytes(1, 1, 1),
             bytes_per_token_at_full_context: cost.bytes(1, 1, context),

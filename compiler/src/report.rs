@@ -180,13 +180,17 @@ pub(crate) fn prediction_lines(prediction: &DecodePrediction, context: u64) -> V
     let bandwidth = format!("    at {:.1} GB/s of memory", machine.bandwidth_bytes_per_s / 1e9);
     lines.push(style(bandwidth).dim().to_string());
     if prediction.launches_per_token > 0 {
-        let launches = format!(
-            "    on {}, with {} launches a token of {} µs, {:.0} % of its time",
-            machine.name,
-            prediction.launches_per_token,
-            machine.launch_us,
-            100.0 * prediction.share_of_launches
-        );
+        let share = 100.0 * prediction.share_of_launches;
+        let (name, launch_us) = (&machine.name, machine.launch_us);
+        let launches = match (prediction.launches_per_token, prediction.barriers_per_token) {
+            (count, 0) => format!(
+                "    on {name}, with {count} launches a token of {launch_us} µs, {share:.0} % of its time"
+            ),
+            (_, count) => format!(
+                "    on {name}, with one launch a token of {launch_us} µs and {count} barriers of {} µs, {share:.0} % of its time",
+                machine.barrier_us
+            ),
+        };
         lines.push(style(launches).dim().to_string());
     }
     lines
@@ -311,8 +315,10 @@ mod tests {
                     memory_bytes: 1 << 36,
                     bandwidth_bytes_per_s: 28.1e9,
                     launch_us: 0.0,
+                    barrier_us: 0.0,
                 },
                 launches_per_token: 0,
+                barriers_per_token: 0,
                 share_of_launches: 0.0,
                 bytes_per_token: 5_300_000_000,
                 bytes_per_token_at_full_context: 6_910_612_736,

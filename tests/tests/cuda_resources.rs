@@ -1,7 +1,8 @@
 //! What NVIDIA's assembler says of the emitted PTX: it is legal on every architecture, nothing is spilled, and
 //! registers and shared memory stay what was last looked at.
 //!
-//! Kernels have the shapes of Qwen2-7B, of one layer, or of a small mixture of experts; weights are random.
+//! Kernels have the shapes of Qwen2-7B, of one layer, or of a small mixture of experts; weights are random. The
+//! kernel that runs a token in one launch is among them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -88,7 +89,8 @@ fn dynamic_shared_bytes(program: &Program, entry: &str) -> u64 {
 fn table(model: &Path, architecture: &str, more: &[&str]) -> Option<String> {
     let assembler = assembler()?;
     let arguments = ["--target", architecture, "--weights", "random", "--dtype", "bf16", "--emit", "ptx"];
-    let program = Build::new(model).with(arguments).with(more.iter().copied()).finish();
+    let arguments = arguments.iter().chain(&["--pass", "persistent_decode"]).chain(more).copied();
+    let program = Build::new(model).with(arguments).finish();
     let folder = program.directory().join("program.emit/ptx");
     let mut files: Vec<PathBuf> =
         fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("readable").path()).collect();

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 
 use qwen2c_checkpoint::{Checkpoint, TokenizerSource, parameter_count, print_config_table};
-use qwen2c_format::{GenerationDefaults, KernelInfo, ProgramFile};
+use qwen2c_format::{GenerationDefaults, KernelInfo, PersistentKernel, ProgramFile};
 use serde::Serialize;
 
 use crate::arguments::InspectArguments;
@@ -99,7 +99,13 @@ fn program_lines(program: &ProgramFile) -> Vec<String> {
         ]);
     }
     section(&mut lines, "step lists", lists.lines(4));
-    let kernels = program.lists.kernels.iter().flat_map(kernel_lines).collect();
+    let persistent = program.lists.persistent.iter().map(|kernel| {
+        let PersistentKernel { symbol, threads, shared_bytes, .. } = kernel;
+        format!(
+            "    {symbol}: a token in one launch, {threads} threads, {shared_bytes} bytes of shared memory"
+        )
+    });
+    let kernels = program.lists.kernels.iter().flat_map(kernel_lines).chain(persistent).collect();
     section(&mut lines, "kernels", kernels);
 
     let mut weights = Table::new(&[Side::Left, Side::Left, Side::Left, Side::Right, Side::Right]);

@@ -242,13 +242,19 @@ impl<'k> Val<'k> {
         self.builder.emit("arith.shrui", &[self, bits], self.ty, &[])
     }
 
-    /// Bits that are set in either.
+    /// Bits that one of both has alone.
     #[track_caller]
     pub(crate) fn exclusive_or(self, other: Self) -> Self {
         self.builder.emit("arith.xori", &[self, other], self.ty, &[])
     }
 
-    /// Bits that either has.
+    /// Bits that both have.
+    #[track_caller]
+    pub(crate) fn and(self, other: Self) -> Self {
+        self.builder.emit("arith.andi", &[self, other], self.ty, &[])
+    }
+
+    /// Bits that are set in either.
     #[track_caller]
     pub(crate) fn or(self, other: Self) -> Self {
         self.builder.emit("arith.ori", &[self, other], self.ty, &[])

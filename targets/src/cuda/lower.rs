@@ -107,7 +107,7 @@ fn emit_body<'k>(builder: &'k KernelBuilder<'k>, source: &KernelSource<'_>, shap
     let rows = builder.argument(buffers.len(), Ty::scalar(Scalar::I32)).extend_unsigned(Scalar::I64);
     let (request, layouts) = (source.request, source.layouts);
     let operands = Operands { k: builder, request, layouts, buffers, rows };
-    let place = [builder.place(Place::Block), builder.place(Place::RowBlock)];
+    let place = [Place::Thread, Place::Block, Place::RowBlock].map(|place| builder.place(place));
     kernels::body(&Kernel { operands, shape, place }, launch);
     builder.finish(&[]);
 }

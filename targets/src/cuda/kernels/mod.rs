@@ -36,7 +36,7 @@ use std::ops::Deref;
 
 use qwen2c_request::{Element, KernelRequest, Operation, WeightLayout};
 
-use crate::builder::{Buffer, Place, Reduction, Val, WARP_THREADS};
+use crate::builder::{Buffer, Reduction, Val, WARP_THREADS};
 use crate::cuda::layout::WarpGeometry;
 use crate::operands::{Operands, operand_elements};
 pub(super) use matmul::layout_of as matmul_layout;
@@ -85,9 +85,9 @@ pub(super) struct Kernel<'k, 'r> {
     pub(super) operands: Operands<'k, 'r>,
     /// Threads and blocks.
     pub(super) shape: Shape,
-    /// The block's number among those of a group of rows, and the group's. They need not be those of a block
-    /// of threads: one may run the body for one number after another.
-    pub(super) place: [Val<'k>; 2],
+    /// The thread's number in its block, the block's among those of a group of rows, and the group's. The last
+    /// two need not be those of the grid: a block may run the body for one number after another.
+    pub(super) place: [Val<'k>; 3],
 }
 
 impl<'k, 'r> Deref for Kernel<'k, 'r> {
@@ -116,17 +116,17 @@ impl<'k, 'r> Kernel<'k, 'r> {
 
     /// The thread's number in its block.
     fn thread(&self) -> Val<'k> {
-        self.k.place(Place::Thread)
+        self.place[0]
     }
 
     /// The block's number among those of a group of rows.
     fn block(&self) -> Val<'k> {
-        self.place[0]
+        self.place[1]
     }
 
     /// The row, where a group of rows is one.
     fn row(&self) -> Val<'k> {
-        self.place[1]
+        self.place[2]
     }
 
     /// `body(offset)` for every offset below `length`, shared out to the threads of the block.

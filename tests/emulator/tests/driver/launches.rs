@@ -105,6 +105,37 @@ fn much_shared_memory_needs_consent() {
 }
 
 #[test]
+fn blocks_that_wait_for_one_another_must_fit_the_device() {
+    let outcome = alone(&[], || {
+        let device = Device::open();
+        let module = load(KERNELS).unwrap();
+        let tile = function(module, "tile").unwrap();
+        let held = |threads, bytes| {
+            get(|out| cuOccupancyMaxActiveBlocksPerMultiprocessor(out, tile, threads, bytes))
+        };
+        // Threads of 128 registers, then shared memory: 40 KiB of the kernel's own, and one of the driver's.
+        assert_eq!(held(128, 0), Ok(4));
+        assert_eq!(held(256, 0), Ok(2));
+        assert_eq!(held(32, 0), Ok(4));
+        assert_eq!(held(32, 60 << 10), Ok(1));
+        assert_eq!(held(0, 0), Err(Status::INVALID_VALUE));
+        assert_eq!(held(1025, 0), Err(Status::INVALID_VALUE));
+        let launch = |blocks| {
+            let (parameters, stream) = (std::ptr::null(), device.stream);
+            // SAFETY: the kernel has no parameters.
+            unsafe { cuLaunchCooperativeKernel(tile, blocks, 1, 1, 128, 1, 1, 0, stream, parameters) }
+        };
+        assert_eq!(launch(4 * 108 + 1), Status::COOPERATIVE_LAUNCH_TOO_LARGE);
+        done(launch(4 * 108));
+        device.synchronize();
+    });
+    let Some(outcome) = outcome else { return };
+    let call = "cuLaunchCooperativeKernel";
+    let why = "`tile`: 433 blocks, but the device holds 432";
+    outcome.refused(call, "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE", why);
+}
+
+#[test]
 fn parameters_must_be_there() {
     let outcome = alone(&[], || {
         let device = Device::open();
