@@ -1,6 +1,6 @@
 //! The persistent kernel: launches one after another in one grid, against the same launches by themselves.
 
-use qwen2c_emulator::{Counts, LaunchShape, Memory, Module, Schedule, launch};
+use qwen2c_emulator::{Counts, Fault, LaunchShape, Memory, Module, Schedule, launch};
 
 use super::*;
 use crate::CompiledKernels;
@@ -114,6 +114,18 @@ fn separately(chain: &Chain) -> Vec<Vec<u8>> {
 /// All of it `tokens` times, in one grid of `blocks` each time.
 fn persistently(chain: &Chain, blocks: u32, tokens: u32, seed: u64) -> (Vec<Vec<u8>>, Counts) {
     let ptx = &chain.compiled.images[0].ptx;
+    run_ptx(chain, ptx, blocks, tokens, seed)
+        .unwrap_or_else(|fault| panic!("{blocks} blocks: {fault:?}\n{ptx}"))
+}
+
+/// As [`persistently`], with another text in the place of the module's.
+fn run_ptx(
+    chain: &Chain,
+    ptx: &str,
+    blocks: u32,
+    tokens: u32,
+    seed: u64,
+) -> Result<(Vec<Vec<u8>>, Counts), Fault> {
     let module = Module::parse(ptx).unwrap();
     let kernel = chain.compiled.persistent.as_ref().unwrap();
     let (mut memory, addresses) = device(chain);
@@ -142,10 +154,9 @@ fn persistently(chain: &Chain, blocks: u32, tokens: u32, seed: u64) -> (Vec<Vec<
     let mut counts = Counts::default();
     for token in 0..tokens {
         let schedule = Schedule { seed: seed + u64::from(token) };
-        counts += &launch(entry, &shape, &parameters, &mut memory, schedule)
-            .unwrap_or_else(|fault| panic!("{blocks} blocks: {fault:?}\n{ptx}"));
+        counts += &launch(entry, &shape, &parameters, &mut memory, schedule)?;
     }
-    (results(memory, &addresses, chain), counts)
+    Ok((results(memory, &addresses, chain), counts))
 }
 
 #[test]
@@ -175,4 +186,17 @@ fn weights_are_read_once_and_16_bytes_at_a_time() {
     // Besides the weights: vectors and the table.
     let rest = counts.global_distinct_read_bytes - weights;
     assert!(rest < 16 * WIDTH, "{rest} bytes beside the weights");
+}
+
+/// What holds the steps apart, each missing once: the emulator must see it, whatever came out.
+#[test]
+fn a_barrier_that_lets_blocks_through_is_a_race() {
+    let chain = chain();
+    let ptx = &chain.compiled.images[0].ptx;
+    for (what, weaker) in [("fence.acq_rel.gpu;", ""), ("ld.acquire.gpu.global", "ld.relaxed.gpu.global")] {
+        assert_eq!(ptx.matches(what).count(), 1, "{what} in\n{ptx}");
+        let mutated = ptx.replace(what, weaker);
+        let fault = run_ptx(&chain, &mutated, 16, 1, 0).expect_err(what);
+        assert!(fault.what.contains("race"), "{what}: {fault:?}");
+    }
 }
