@@ -115,6 +115,7 @@ pub(crate) fn convert(element: Element, values: &[f32], out: &mut [u8]) {
         Element::F16 => put(values, out, |value| f32_to_f16(value).to_le_bytes()),
         Element::I32 => put(values, out, |value| (value as i32).to_le_bytes()),
         Element::I8 { .. } => put(values, out, |value| (value as i8).to_le_bytes()),
+        Element::I16 { .. } => put(values, out, |value| (value as i16).to_le_bytes()),
     }
 }
 

@@ -103,7 +103,7 @@ fn value_is_sound(ty: &TensorType) -> Result<(), String> {
         }
         None => return Err("a value has at least one dimension".to_owned()),
     }
-    if matches!(ty.element, Element::I8 { .. }) && ty.dimensions.len() < 2 {
+    if ty.element.integer_group().is_some() && ty.dimensions.len() < 2 {
         return Err("integers with scales have a dimension behind the rows".to_owned());
     }
     if !is_bounded(extents(ty)) {

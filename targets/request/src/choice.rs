@@ -143,7 +143,7 @@ pub struct TargetDescription {
     /// `f32` lanes of a vector register.
     pub vector_lanes: u32,
     /// Products with quantized weights multiply integers: they want activations as
-    /// [`Element::I8`](crate::Element::I8).
+    /// [`Element::I8`](crate::Element::I8) or [`Element::I16`](crate::Element::I16).
     pub multiplies_integers: bool,
 }
 

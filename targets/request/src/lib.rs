@@ -18,7 +18,7 @@ mod quantize;
 mod quantize_with_minima;
 mod tensor;
 
-pub use activations::{LARGEST_ACTIVATION, SMALLEST_ACTIVATION, quantize_activations};
+pub use activations::{QuantizedRow, SMALLEST_ACTIVATION, quantize_activations};
 pub use choice::{
     Cost, KernelChoice, KernelRequest, LayoutOption, Target, TargetDescription, Unservable, WeightLayout,
 };
@@ -27,7 +27,7 @@ pub use operation::{Operation, Real};
 pub use quantize::{QuantizationError, quantize_groups};
 pub use quantize_with_minima::quantize_groups_with_minima;
 pub use tensor::{
-    CACHE_BLOCK_POSITIONS, CacheKind, CacheType, Dimension, Element, GROUP_SIZES, Quantization, QuantizedRow,
-    Size, TensorType, WeightType,
+    CACHE_BLOCK_POSITIONS, CacheKind, CacheType, Dimension, Element, GROUP_SIZES, Quantization, Size,
+    TensorType, WeightType,
 };
 pub use tensor::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};

@@ -45,12 +45,12 @@ pub enum Operation {
         /// Added to the mean square.
         epsilon: Real,
     },
-    /// `(x T[…, n]) -> I8[…, n]`: rounds each group of a row to 8-bit integers with a scale
+    /// `(x T[…, n]) -> I8[…, n]`, or `I16[…, n]`: rounds each group of a row to integers with a scale
     /// ([`quantize_activations`](crate::quantize_activations)).
     QuantizeRows,
     /// `(x T[rows, k], [residual f32[rows, n]]) w:T[n, k], [w:f32[n] bias] -> f32[rows, n]`, or with
-    /// `silu_multiply` `w:T[2n, k] -> T[rows, n]`. `x` may be `I8` where the weight is quantized in the
-    /// same groups: the product is then one of integers, scaled group by group.
+    /// `silu_multiply` `w:T[2n, k] -> T[rows, n]`. `x` may be `I8` or `I16` where the weight is
+    /// quantized in the same groups: the product is then one of integers, scaled group by group.
     ///
     /// `y = x · wᵀ (+ bias) (+ residual)`. With `silu_multiply` the weight's first `n` rows are the
     /// gate, the others the up projection, and the result is `silu(gate) * up` (Shazeer 2020);
@@ -166,7 +166,7 @@ pub enum Operation {
     /// `(x T[rows, n] or T[rows, k, n], experts i32[rows, k], [groups i32[…]]) w:T[E, m, n] -> f32[rows, k, m]`,
     /// or with `silu_multiply` `w:T[E, 2m, n] -> T[rows, k, m]`.
     ///
-    /// Multiplies each (row, choice) with its expert's weight; `x` may be `I8` as in
+    /// Multiplies each (row, choice) with its expert's weight; `x` may be `I8` or `I16` as in
     /// [`Operation::Matmul`]. With `grouped` the third input comes
     /// from [`Operation::GroupRows`] and each expert's weight is read once.
     ExpertMatmul {

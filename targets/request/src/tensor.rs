@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::QuantizedRow;
+
 /// Positions per block of the key and value caches.
 ///
 /// Attention reduces block by block in this fixed size, so that its result does not depend on how
@@ -25,30 +27,44 @@ pub enum Element {
         /// Elements that share a scale: that of the weights they are multiplied with.
         group: u32,
     },
+    /// Activations rounded to 16-bit integers, otherwise as [`Element::I8`]: where rounding to 8 bits
+    /// would cost more than the second byte.
+    I16 {
+        /// Elements that share a scale.
+        group: u32,
+    },
 }
 
-/// Groups that [`Element::I8`] and [`Quantization`] may have.
+/// Groups that [`Element::I8`], [`Element::I16`] and [`Quantization`] may have.
 pub const GROUP_SIZES: [u32; 4] = [16, 32, 64, 128];
 
 impl Element {
-    /// Bytes of one element; of an `I8` without its share of the scale.
+    /// Bytes of one element; of an `I8` or `I16` without its share of the scale.
     pub const fn bytes(self) -> u64 {
         match self {
             Self::F32 | Self::I32 => 4,
-            Self::Bf16 | Self::F16 => 2,
+            Self::Bf16 | Self::F16 | Self::I16 { .. } => 2,
             Self::I8 { .. } => 1,
         }
     }
 
     /// Bytes of `elements` that lie one after the other: a row, with what belongs to it.
     pub const fn row_bytes(self, elements: u64) -> u64 {
-        match self {
-            Self::I8 { group } => QuantizedRow { elements, group: group as u64 }.bytes(),
-            _ => elements * self.bytes(),
+        match QuantizedRow::new(self, elements) {
+            Some(row) => row.bytes(),
+            None => elements * self.bytes(),
         }
     }
 
-    /// The name used in every text form: `f32`, `bf16`, `f16`, `i32`, `i8.32`.
+    /// Elements that share a scale, where this is integers with scales.
+    pub const fn integer_group(self) -> Option<u32> {
+        match self {
+            Self::I8 { group } | Self::I16 { group } => Some(group),
+            _ => None,
+        }
+    }
+
+    /// The name used in every text form: `f32`, `bf16`, `f16`, `i32`, `i8.32`, `i16.32`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -60,14 +76,20 @@ impl Element {
             Self::I8 { group: 64 } => "i8.64",
             Self::I8 { group: 128 } => "i8.128",
             Self::I8 { .. } => "i8",
+            Self::I16 { group: 16 } => "i16.16",
+            Self::I16 { group: 32 } => "i16.32",
+            Self::I16 { group: 64 } => "i16.64",
+            Self::I16 { group: 128 } => "i16.128",
+            Self::I16 { .. } => "i16",
         }
     }
 
     /// The element type with this name.
     pub fn from_name(name: &str) -> Option<Self> {
-        let quantized = GROUP_SIZES.map(|group| Self::I8 { group });
+        let bytes = GROUP_SIZES.map(|group| Self::I8 { group });
+        let halves = GROUP_SIZES.map(|group| Self::I16 { group });
         let plain = [Self::F32, Self::Bf16, Self::F16, Self::I32];
-        plain.into_iter().chain(quantized).find(|element| element.name() == name)
+        plain.into_iter().chain(bytes).chain(halves).find(|element| element.name() == name)
     }
 
     /// Whether values of this type are numbers of the model, rounded to themselves one by one.
@@ -77,11 +99,11 @@ impl Element {
 
     /// `value` rounded to this type (to nearest, ties to even) and widened again.
     ///
-    /// Integers leave the value as it is: those of `I8` are rounded by groups
+    /// Integers leave the value as it is: those with scales are rounded by groups
     /// ([`quantize_activations`](crate::quantize_activations)).
     pub fn round(self, value: f32) -> f32 {
         match self {
-            Self::F32 | Self::I32 | Self::I8 { .. } => value,
+            Self::F32 | Self::I32 | Self::I8 { .. } | Self::I16 { .. } => value,
             Self::Bf16 => bf16_to_f32(f32_to_bf16(value)),
             Self::F16 => f16_to_f32(f32_to_f16(value)),
         }
@@ -91,39 +113,6 @@ impl Element {
 impl fmt::Display for Element {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(self.name())
-    }
-}
-
-/// A row of [`Element::I8`] in memory: the integers `i8[groups · group]`, zero behind the last element;
-/// the scales `f32[groups]`; the negated sums of each group's integers `i32[groups]`, with which products
-/// with unsigned weights are set right.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QuantizedRow {
-    /// Elements of the row.
-    pub elements: u64,
-    /// Elements of a group.
-    pub group: u64,
-}
-
-impl QuantizedRow {
-    /// Groups of the row, the last of which may be partly empty.
-    pub const fn groups(self) -> u64 {
-        self.elements.div_ceil(self.group)
-    }
-
-    /// Byte at which the scales start.
-    pub const fn scales_at_bytes(self) -> u64 {
-        self.groups() * self.group
-    }
-
-    /// Byte at which the negated sums start.
-    pub const fn negated_sums_at_bytes(self) -> u64 {
-        self.scales_at_bytes() + self.groups() * 4
-    }
-
-    /// Bytes of the row.
-    pub const fn bytes(self) -> u64 {
-        self.negated_sums_at_bytes() + self.groups() * 4
     }
 }
 

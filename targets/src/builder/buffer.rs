@@ -15,7 +15,8 @@ pub(super) const fn storage_scalar(element: Element) -> Scalar {
         Element::Bf16 => Scalar::I16,
         Element::F16 => Scalar::F16,
         Element::I32 => Scalar::I32,
-        Element::I8 { .. } => Scalar::I8,
+        // Those of 16 bits lie in two planes of bytes.
+        Element::I8 { .. } | Element::I16 { .. } => Scalar::I8,
     }
 }
 
@@ -128,7 +129,7 @@ impl<'k> Buffer<'k> {
     fn widen(self, stored: Val<'k>) -> Val<'k> {
         let builder = self.pointer.builder;
         match self.element {
-            Element::F32 | Element::I32 | Element::I8 { .. } => stored,
+            Element::F32 | Element::I32 | Element::I8 { .. } | Element::I16 { .. } => stored,
             Element::F16 => builder.emit("arith.extf", &[stored], stored.ty.with(Scalar::F32), &[]),
             Element::Bf16 => {
                 let wide = builder.emit("arith.extui", &[stored], stored.ty.with(Scalar::I32), &[]);
@@ -141,7 +142,7 @@ impl<'k> Buffer<'k> {
     fn narrow(self, value: Val<'k>) -> Val<'k> {
         let builder = self.pointer.builder;
         match self.element {
-            Element::F32 | Element::I32 | Element::I8 { .. } => value,
+            Element::F32 | Element::I32 | Element::I8 { .. } | Element::I16 { .. } => value,
             Element::F16 => builder.emit("arith.truncf", &[value], value.ty.with(Scalar::F16), &[]),
             Element::Bf16 => value.to_bf16_bits(),
         }

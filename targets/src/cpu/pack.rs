@@ -194,7 +194,7 @@ mod tests {
             Element::Bf16 => bf16_to_f32(u16::from_le_bytes(bytes.try_into().unwrap())),
             Element::F16 => f16_to_f32(u16::from_le_bytes(bytes.try_into().unwrap())),
             Element::I32 => i32::from_le_bytes(bytes.try_into().unwrap()) as f32,
-            Element::I8 { .. } => unreachable!("weights are not activations"),
+            Element::I8 { .. } | Element::I16 { .. } => unreachable!("weights are not activations"),
         }
     }
 

@@ -53,7 +53,7 @@ fn check(request: &KernelRequest) -> Result<(), Unservable> {
             format!("heads of {head_dim} elements; the attention kernels serve up to {LARGEST_HEAD_DIM}");
         return Err(Unservable { reason });
     }
-    let is_integer = |ty: &TensorType| matches!(ty.element, Element::I8 { .. });
+    let is_integer = |ty: &TensorType| ty.element.integer_group().is_some();
     if request.inputs.iter().chain(&request.outputs).any(is_integer) {
         return Err(Unservable {
             reason: "activations as integers; a CUDA device widens weights".to_owned(),

@@ -44,8 +44,8 @@ impl Tensor {
         let Self::Floats(elements) = self else { return };
         match ty.element {
             Element::F32 => {}
-            Element::I8 { group } => {
-                elements.chunks_mut(ty.columns() as usize).for_each(|row| quantize_activations(group, row))
+            element if element.integer_group().is_some() => {
+                elements.chunks_mut(ty.columns() as usize).for_each(|row| quantize_activations(element, row))
             }
             element => elements.iter_mut().for_each(|value| *value = element.round(*value)),
         }

@@ -42,7 +42,7 @@ pub struct PassContext<'a> {
     pub target_lanes: u64,
     /// Most rows of a step of the list that the graph is for.
     pub max_rows: u64,
-    /// The target multiplies quantized weights with activations in 8-bit integers.
+    /// The target multiplies quantized weights with activations in integers.
     pub multiplies_integers: bool,
 }
 
@@ -139,7 +139,7 @@ pub const PASSES: &[Pass] = &[
     ),
     optional(
         QUANTIZE_ACTIVATIONS,
-        "rounds activations to 8-bit integers in front of products with quantized weights",
+        "rounds activations to integers in front of products with quantized weights",
         quantize_activations::run,
     ),
     mandatory(

@@ -118,6 +118,7 @@ fn element() -> impl Strategy<Value = Element> {
         Just(Element::F16),
         Just(Element::I32),
         Just(Element::I8 { group: 64 }),
+        Just(Element::I16 { group: 32 }),
     ]
 }
 

@@ -282,7 +282,7 @@ fn integers_match_weight(graph: &Graph, op: &Op) -> Result<(), String> {
         return Ok(());
     };
     let (x, weight) = (graph.value(*x), graph.weight(*weight));
-    let Element::I8 { group } = x.ty.element else { return Ok(()) };
+    let Some(group) = x.ty.element.integer_group() else { return Ok(()) };
     if weight.ty.quantization.is_some_and(|quantization| quantization.group == group) {
         return Ok(());
     }
@@ -339,8 +339,8 @@ impl Bound {
         }
         let is_float = found.is_float();
         match pattern {
-            "Q" => matches!(found, Element::I8 { .. }),
-            "X" => matches!(found, Element::I8 { .. }) || self.matches_element(found, "T"),
+            "Q" => found.integer_group().is_some(),
+            "X" => found.integer_group().is_some() || self.matches_element(found, "T"),
             "W" => is_float && (found == Element::F32 || self.matches_element(found, "T")),
             "T" => is_float && *self.elements.entry("T").or_insert(found) == found,
             _ => *self.elements.entry(pattern).or_insert(found) == found,

@@ -11,7 +11,7 @@
 //! Where there is a matrix unit and a step has 16 rows or more, a tile is 256 rows by several pairs of
 //! panels on that unit.
 
-use qwen2c_request::{Element, KernelRequest, Operation, WeightLayout};
+use qwen2c_request::{KernelRequest, Operation, WeightLayout};
 
 use super::Kernel;
 use super::expert_matmul::entries_side_by_side;
@@ -58,7 +58,7 @@ pub(in crate::cpu) fn describe_tiles(
 /// Integers keep the processor busier between two loads than floats do, and it then asks memory for less
 /// at a time: they want more streams, where there are registers for them.
 pub(super) fn tile_panels(lanes: u32, request: &KernelRequest) -> u64 {
-    let multiplies_integers = matches!(request.inputs[0].element, Element::I8 { .. });
+    let multiplies_integers = request.inputs[0].element.integer_group().is_some();
     match (request.max_rows, multiplies_integers) {
         (1, true) if lanes == 16 => 6,
         (1, _) => 4,
@@ -75,7 +75,7 @@ pub(super) fn rows_side_by_side(
     geometry: PanelGeometry,
 ) -> usize {
     let (x, sums) = (request.inputs[0].element, instructions.lanes as usize);
-    let is_half = matches!(x, Element::I8 { .. }) || is_in_matrix_order(instructions, x, geometry);
+    let is_half = x.integer_group().is_some() || is_in_matrix_order(instructions, x, geometry);
     if is_half { sums / 4 } else { sums / 2 }
 }
 

@@ -19,11 +19,13 @@
 //! scales) at two a cycle: 28 cycles. So the bound is 16 / 28 = 57 % of the rate of bf16, 114 % in groups
 //! of 64; against what products in bf16 were seen to reach with widening, 41 to 49 %. VNNI has a quarter of
 //! that rate at best. Half the activations' bytes come with it, and the same results as in decode.
+//!
+//! Activations of 16 bits take a product for each plane of bytes.
 
-use qwen2c_request::{Element, Quantization};
+use qwen2c_request::{Element, Quantization, QuantizedRow};
 
 use super::Kernel;
-use super::integer_product::nibbles;
+use super::integer_product::{join_planes, nibbles};
 use super::matrix_product::{
     BLOCK_BYTES, BLOCK_LANES, BLOCK_ROWS, BlockRows, LINE_BYTES, MatrixProduct, Place, WHOLE,
 };
@@ -47,13 +49,15 @@ pub(super) struct Integers<'k> {
     scales: Buffer<'k>,
     /// `[group, lane]`, where there are any.
     minima: Option<Buffer<'k>>,
-    /// 16 by 16 sums of a group.
+    /// 16 by 16 sums of a group, for each plane of activations.
     totals: Buffer<'k>,
+    /// Rows of activations.
+    extents: QuantizedRow,
 }
 
 impl<'k> Integers<'k> {
     /// Makes arrays on the stack.
-    pub(super) fn new(kernel: &Kernel<'k, '_>, quantization: Quantization) -> Self {
+    pub(super) fn new(kernel: &Kernel<'k, '_>, quantization: Quantization, extents: QuantizedRow) -> Self {
         let k = kernel.k;
         let groups = BLOCK_INPUTS / u64::from(quantization.group);
         let lanes = u64::from(BLOCK_LANES);
@@ -63,7 +67,8 @@ impl<'k> Integers<'k> {
             bytes: k.stack_array(Element::I32, BLOCK_INPUTS / 4 * lanes),
             scales: k.stack_array(Element::F32, groups * lanes),
             minima: quantization.has_minimum.then(|| k.stack_array(Element::F32, groups * lanes)),
-            totals: k.stack_array(Element::I32, BLOCK_BYTES / 4),
+            totals: k.stack_array(Element::I32, extents.planes * BLOCK_BYTES / 4),
+            extents,
         }
     }
 
@@ -85,6 +90,11 @@ impl<'k> Integers<'k> {
     /// Widened bytes of a group.
     fn group_bytes(&self) -> u64 {
         u64::from(self.quantization.group) * u64::from(BLOCK_LANES)
+    }
+
+    /// The sums of one plane of activations.
+    fn totals_of(&self, plane: u64) -> Buffer<'k> {
+        self.totals.at_bytes(self.totals.pointer.builder().int(plane * BLOCK_BYTES))
     }
 
     /// Widens block number `inputs` of `panel`, which has `columns` inputs.
@@ -140,8 +150,15 @@ impl<'k> Integers<'k> {
         }
     }
 
-    /// Sums of a group of all 16 rows, exact, in `totals`.
-    fn multiply_group(&self, kernel: &Kernel<'k, '_>, rows: Buffer<'k>, stride: Val<'k>, group: Val<'k>) {
+    /// Sums of a group of one plane of all 16 rows, exact, in `totals`.
+    fn multiply_group(
+        &self,
+        kernel: &Kernel<'k, '_>,
+        rows: Buffer<'k>,
+        stride: Val<'k>,
+        group: Val<'k>,
+        totals_of_plane: Buffer<'k>,
+    ) {
         let k = kernel.k;
         let Some(instructions) = kernel.instructions.matrix else { return };
         let name = if self.quantization.has_minimum {
@@ -160,7 +177,7 @@ impl<'k> Integers<'k> {
             let weights = weights.load_matrix(weights_shape, k.int(WHOLE.row_bytes));
             totals = totals.add_matrix_product(name, (x, rows_shape), (weights, weights_shape));
         }
-        self.totals.store_matrix(WHOLE, k.int(WHOLE.row_bytes), totals);
+        totals_of_plane.store_matrix(WHOLE, k.int(WHOLE.row_bytes), totals);
     }
 }
 
@@ -213,8 +230,11 @@ impl<'k> MatrixProduct<'k> {
         let asked = rows.block * groups;
         let finished = k.for_each(k.int(0), groups, 1, &starts, |group, sums| {
             let number = first_group + group;
-            let inputs = rows.first.at_bytes(number * k.int(group_inputs));
-            integers.multiply_group(kernel, inputs, k.int(rows.stride_bytes), group);
+            let first = QuantizedBuffer { row: rows.first, extents: integers.extents };
+            for (plane, inputs) in (0_u64..).zip(first.planes(number)) {
+                let totals = integers.totals_of(plane);
+                integers.multiply_group(kernel, inputs, k.int(rows.stride_bytes), group, totals);
+            }
             let line = ((asked + group) * k.int(LINE_BYTES)).minimum(k.int(integers.block_bytes()));
             rows.next.at_bytes(line).prefetch();
             let of_group = |scalings: Buffer<'k>| scalings.load(group * k.int(BLOCK_LANES), BLOCK_LANES);
@@ -222,13 +242,12 @@ impl<'k> MatrixProduct<'k> {
             let minima = integers.minima.map(of_group);
             let mut results: Vec<Val<'k>> = Vec::with_capacity(sums.len());
             for (row, sum) in (0_u64..).zip(sums) {
-                let x = QuantizedBuffer {
-                    row: rows.first.at_bytes(k.int(row * rows.stride_bytes)),
-                    ..QuantizedBuffer::new(rows.first, self.geometry.columns, group_inputs as u32, k.int(0))
-                };
+                let x = QuantizedBuffer { row: rows.first.at_bytes(k.int(row * rows.stride_bytes)), ..first };
                 let scale = x.scales().load(number, 1);
-                let totals = integers.totals.load(row_place(row), BLOCK_LANES).to_float();
-                let sum = totals.multiply_add(scales * scale.splat(BLOCK_LANES), *sum);
+                let of_plane = |plane| integers.totals_of(plane).load(row_place(row), BLOCK_LANES);
+                let totals: Vec<Val<'k>> = (0..integers.extents.planes).map(of_plane).collect();
+                let sum =
+                    join_planes(&totals).to_float().multiply_add(scales * scale.splat(BLOCK_LANES), *sum);
                 results.push(minima.map_or(sum, |minima| {
                     let negated = x.negated_sums().load(number, 1).to_float() * scale;
                     sum - negated.splat(BLOCK_LANES) * minima

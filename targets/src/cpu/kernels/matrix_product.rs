@@ -59,10 +59,9 @@ pub(super) fn has_matrix_product(
     geometry: PanelGeometry,
 ) -> bool {
     let activations = request.inputs[0].element;
-    let multiplies_integers = match (activations, geometry.quantization) {
-        (Element::I8 { group }, Some(quantization)) => group == quantization.group,
-        _ => false,
-    };
+    let multiplies_integers = geometry
+        .quantization
+        .is_some_and(|quantization| activations.integer_group() == Some(quantization.group));
     instructions.matrix.is_some()
         && request.max_rows >= BLOCK_ROWS
         && (multiplies_integers || is_in_matrix_order(instructions, activations, geometry))
@@ -185,6 +184,7 @@ impl<'k> MatrixProduct<'k> {
     pub(super) fn new(kernel: &Kernel<'k, '_>, geometry: PanelGeometry, rows: u64) -> Self {
         let pairs = column_pairs(kernel.request, geometry, rows);
         let most_blocks = rows.div_ceil(BLOCK_ROWS);
+        let extents = QuantizedRow::new(kernel.input_type(0).element, geometry.columns);
         let sums = pairs.of_tile * 2 * most_blocks * BLOCK_BYTES;
         Self {
             pairs,
@@ -193,7 +193,10 @@ impl<'k> MatrixProduct<'k> {
             sums: kernel.k.stack_array(Element::F32, sums / 4),
             zeros: kernel.k.stack_array(Element::F32, BLOCK_BYTES / 4),
             most_blocks,
-            integers: geometry.quantization.map(|quantization| Integers::new(kernel, quantization)),
+            integers: geometry
+                .quantization
+                .zip(extents)
+                .map(|(quantization, extents)| Integers::new(kernel, quantization, extents)),
         }
     }
 
@@ -350,10 +353,7 @@ fn ask_for_lines<'k>(k: &'k KernelBuilder<'k>, buffer: Buffer<'k>, first_byte: V
 
 /// Bytes from one row of activations to the next.
 pub(super) fn row_bytes(activations: Element, columns: u64) -> u64 {
-    match activations {
-        Element::I8 { group } => QuantizedRow { elements: columns, group: group.into() }.bytes(),
-        element => columns * element.bytes(),
-    }
+    activations.row_bytes(columns)
 }
 
 /// How columns are handed out for tiles of up to `rows`.

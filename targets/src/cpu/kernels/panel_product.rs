@@ -23,7 +23,7 @@
 //!
 //! That is 5 operations for a vector of weights on decode; 8 rows share the first 4 on a prompt.
 
-use qwen2c_request::{Element, Quantization, WeightLayout, WeightType};
+use qwen2c_request::{Element, Quantization, QuantizedRow, WeightLayout, WeightType};
 
 use super::Kernel;
 use super::matrix_order::{is_in_matrix_order, sums_in_matrix_order};
@@ -74,9 +74,10 @@ impl<'k> PanelProduct<'k> {
             .iter()
             .map(|panel| self.panels.at_bytes(*panel * k.int(self.geometry.panel_bytes())))
             .collect();
-        let sums = match (self.geometry.quantization, self.activations.element) {
-            (Some(quantization), Element::I8 { group }) => {
-                let row = |row: &Val<'k>| QuantizedBuffer::new(self.activations, columns, group, *row);
+        let extents = QuantizedRow::new(self.activations.element, columns);
+        let sums = match (self.geometry.quantization, extents) {
+            (Some(quantization), Some(extents)) => {
+                let row = |row: &Val<'k>| QuantizedBuffer::new(self.activations, extents, *row);
                 let rows: Vec<QuantizedBuffer<'k>> = rows.iter().map(row).collect();
                 self.integer_sums(kernel, &rows, &panels, quantization)
             }
@@ -414,6 +415,6 @@ pub(in crate::cpu) const fn pair_of(weight: &WeightType) -> u32 {
     match (weight.quantization, weight.element) {
         (Some(quantization), _) => quantization.per_dword(),
         (None, Element::Bf16) => 2,
-        (None, Element::F32 | Element::F16 | Element::I32 | Element::I8 { .. }) => 1,
+        (None, Element::F32 | Element::F16 | Element::I32 | Element::I8 { .. } | Element::I16 { .. }) => 1,
     }
 }

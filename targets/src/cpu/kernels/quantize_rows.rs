@@ -1,11 +1,12 @@
-//! `quantize_rows`: rounds each group of a row to 8-bit integers with a scale.
+//! `quantize_rows`: rounds each group of a row to integers of 8 or 16 bits with a scale.
 //!
 //! ```text
-//! for group:  largest = max |x|;  scale = largest / 127;  integers = round(x / scale), to even
+//! for group:  largest = max |x|;  scale = largest / 127, or 127 · 256;  integers = round(x / scale), to even
 //!             store integers, scale, −sum(integers)
+//! 16 bits:    a plane of high bytes, a plane of low bytes, both signed: 256 · high + low
 //! ```
 
-use qwen2c_request::{Element, LARGEST_ACTIVATION, QuantizedRow, SMALLEST_ACTIVATION};
+use qwen2c_request::{Element, QuantizedRow, SMALLEST_ACTIVATION};
 
 use super::Kernel;
 use crate::builder::{Buffer, Compare, Reduction, Scalar, Val};
@@ -20,10 +21,19 @@ pub(super) struct QuantizedBuffer<'k> {
 }
 
 impl<'k> QuantizedBuffer<'k> {
-    /// Row number `row` of `buffer`, whose rows have `elements`.
-    pub(super) fn new(buffer: Buffer<'k>, elements: u64, group: u32, row: Val<'k>) -> Self {
-        let extents = QuantizedRow { elements, group: group.into() };
+    /// Row number `row` of `buffer`.
+    pub(super) fn new(buffer: Buffer<'k>, extents: QuantizedRow, row: Val<'k>) -> Self {
         Self { row: buffer.at_bytes(row * row.builder().int(extents.bytes())), extents }
+    }
+
+    /// The integers' bytes from group number `group` on, plane by plane, the highest first.
+    pub(super) fn planes(self, group: Val<'k>) -> Vec<Buffer<'k>> {
+        let first = group * group.builder().int(self.extents.group);
+        let plane = |plane: u64| {
+            let start = group.builder().int(plane * self.extents.plane_bytes());
+            self.row.at_bytes(start + first)
+        };
+        (0..self.extents.planes).map(plane).collect()
     }
 
     /// The scales, `f32[groups]`.
@@ -49,15 +59,22 @@ impl<'k> QuantizedBuffer<'k> {
             .reduce(|largest, x| largest.maximum(x))
             .map_or_else(|| k.float(0.0, 1), |largest| largest.reduce(Reduction::Maximum));
         let is_above = largest.compare(Compare::Greater, k.float(SMALLEST_ACTIVATION, 1));
-        let inverse = is_above.select(k.float(LARGEST_ACTIVATION, 1) / largest, k.float(0.0, 1)).splat(lanes);
+        let most = self.extents.largest();
+        let inverse = is_above.select(k.float(most, 1) / largest, k.float(0.0, 1)).splat(lanes);
         let mut sum = k.int_vector(Scalar::I32, 0, lanes);
-        let first = group * k.int(self.extents.group);
+        let planes = self.planes(group);
         for (index, x) in (0_i64..).zip(&elements) {
             let integers = (*x * inverse).round_to_even().to_integer();
-            self.row.store(first + k.int(index * i64::from(lanes)), integers.truncate(Scalar::I8));
+            let place = k.int(index * i64::from(lanes));
+            if let [high, _] = planes[..] {
+                // What the low byte lacks as a signed one.
+                let rounded = integers + k.int_vector(Scalar::I32, 128, lanes);
+                high.store(place, rounded.shift_right_signed(8).truncate(Scalar::I8));
+            }
+            planes[planes.len() - 1].store(place, integers.truncate(Scalar::I8));
             sum = sum + integers;
         }
-        self.scales().store(group, largest * k.float(1.0 / LARGEST_ACTIVATION, 1));
+        self.scales().store(group, largest * k.float(1.0 / most, 1));
         self.negated_sums().store(group, k.int_of(Scalar::I32, 0) - sum.reduce(Reduction::Sum));
     }
 
@@ -87,10 +104,10 @@ impl<'k> QuantizedBuffer<'k> {
 
 /// One row of the last dimension.
 pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, row: Val<'k>) {
-    let Element::I8 { group } = kernel.output_type(0).element else { return };
     let columns = kernel.output_type(0).columns();
+    let Some(extents) = QuantizedRow::new(kernel.output_type(0).element, columns) else { return };
     let source = kernel.input(0).at(row * kernel.k.int(columns));
-    let out = QuantizedBuffer::new(kernel.output(0), columns, group, row);
+    let out = QuantizedBuffer::new(kernel.output(0), extents, row);
     out.store_row(kernel, |offset, mask| match mask {
         Some(mask) => source.load_masked(offset, mask),
         None => source.load(offset, kernel.lanes),
