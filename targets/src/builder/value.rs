@@ -147,13 +147,25 @@ impl<'k> Val<'k> {
         if self.ty.lanes == 1 {
             return self;
         }
+        if reduction == Reduction::Maximum && self.ty.scalar == Scalar::F32 {
+            // As floats LLVM minds NaN and takes one lane after the other; as integers it halves the lanes.
+            return self.ordered_bits().reduce(reduction).ordered_bits().bitcast(Scalar::F32);
+        }
         let builder = self.builder;
         let kind = match reduction {
             Reduction::Sum => "#vector.kind<add>",
-            Reduction::Maximum => "#vector.kind<maxnumf>",
+            Reduction::Maximum => "#vector.kind<maxsi>",
         };
         let kind = Attribute::parse(builder.context, kind).expect("the attribute is well-formed");
         builder.emit("vector.reduction", &[self], Ty::scalar(self.ty.scalar), &[("kind", kind)])
+    }
+
+    /// The bits of an `f32`, those below the sign inverted where it is negative: integers in the order of the
+    /// numbers. What is done twice is undone.
+    fn ordered_bits(self) -> Self {
+        let bits = if self.ty.scalar == Scalar::F32 { self.bitcast(Scalar::I32) } else { self };
+        let inverted = bits.shift_right_signed(31).and_bits(0x7fff_ffff);
+        self.builder.emit("arith.xori", &[bits, inverted], bits.ty, &[])
     }
 
     /// The same bits as another type of the same width.
