@@ -132,13 +132,12 @@ fn inner_loops_keep_sums_in_registers() {
     assert_eq!(count(&loop_of_bf16, "tileload"), count(&loop_of_bf16, "tdpbf16ps"));
     assert_eq!(count(&loop_of_bf16, "tdpbf16ps") % 4, 0);
     assert_eq!(count(&loop_of_bf16, "tilestored"), 0);
-    for quantization in
-        [Quantization::signed(8, 32), Quantization::signed(4, 32), Quantization::signed(4, 128)]
-    {
-        let x = Element::I8 { group: quantization.group };
+    let formats = [Quantization::signed(8, 32), Quantization::signed(4, 32), Quantization::signed(4, 128)];
+    for (quantization, x) in with_activations(&formats) {
+        let Some(quantization) = quantization else { continue };
         let group = loop_around(&matmul(x, 896, 1152, Some(quantization), 256), "tdpbssd");
         assert_eq!(count(&group, "tilestored"), count(&group, "tilezero"), "{group}");
-        assert_eq!(count(&group, "vcvtdq2ps"), 16 * count(&group, "tilezero"));
+        assert_eq!(count(&group, "vcvtdq2ps") * x.bytes() as usize, 16 * count(&group, "tilezero"));
         // A register that goes to memory is a sum that found no place.
         let stored = group.lines().filter(|line| line.contains("vmov") && line.ends_with("(%rsp)"));
         assert_eq!(stored.count(), 0, "{group}");
@@ -151,9 +150,7 @@ fn rows_get_the_same_bits_alone_and_in_blocks() {
         return;
     }
     let (inputs, outputs, count) = (1184_u64, 50_u64, 37_u64);
-    let formats = FORMATS.into_iter().map(Some);
-    for quantization in std::iter::once(None).chain(formats) {
-        let x_element = quantization.map_or(Element::Bf16, |q| Element::I8 { group: q.group });
+    for (quantization, x_element) in with_activations(&FORMATS) {
         let (x, w) = (uneven(count * inputs, 5), uneven(outputs * inputs, 6));
         let mut ty = matmul(x_element, inputs, outputs, quantization, 256);
         matrix_unit::take_counts();
@@ -206,10 +203,9 @@ fn products_of_experts() {
     if !can_run() {
         return;
     }
-    let formats = [None, Some(Quantization::signed(8, 32)), Some(Quantization::signed(4, 64))];
-    for (quantization, by_entry, gated) in formats
-        .into_iter()
-        .flat_map(|quantization| [(quantization, false, true), (quantization, true, false)])
+    let formats = with_activations(&[Quantization::signed(8, 32), Quantization::signed(4, 64)]);
+    for ((quantization, x_element), by_entry, gated) in
+        formats.into_iter().flat_map(|format| [(format, false, true), (format, true, false)])
     {
         // More entries of an expert than a tile takes.
         let (experts, choices, inputs, outputs, count) = (4_u64, 2_u64, 96_u64, 41_u64, 150_u64);
@@ -217,7 +213,6 @@ fn products_of_experts() {
         let columns = if gated { 2 * outputs } else { outputs };
         let mut w_type = weight(Element::Bf16, &[experts, columns, inputs]);
         w_type.quantization = quantization;
-        let x_element = quantization.map_or(Element::Bf16, |q| Element::I8 { group: q.group });
         let x_extents = if by_entry { vec![choices, inputs] } else { vec![inputs] };
         let table_type = TensorType {
             dimensions: vec![Dimension::constant("table", table.len() as u64)],
@@ -238,7 +233,7 @@ fn products_of_experts() {
 
         let (mut x, mut w) = (x, w);
         if let Some(quantization) = quantization {
-            x.chunks_mut(inputs as usize).for_each(|row| quantize_activations(quantization.group, row));
+            x.chunks_mut(inputs as usize).for_each(|row| quantize_activations(x_element, row));
             w = dequantized(quantization, &w, inputs);
         }
         let expected: Vec<f32> = (0..(choices * count) as usize)

@@ -74,35 +74,43 @@ fn to_bytes(element: Element, values: &[f32]) -> Vec<u8> {
             Element::I32 => (*value as i32).to_le_bytes().to_vec(),
             Element::Bf16 => f32_to_bf16(*value).to_le_bytes().to_vec(),
             Element::F16 => f32_to_f16(*value).to_le_bytes().to_vec(),
-            Element::I8 { .. } => unreachable!("rows of integers are written by `quantized_rows`"),
+            Element::I8 { .. } | Element::I16 { .. } => {
+                unreachable!("rows of integers are written by `quantized_rows`")
+            }
         })
         .collect()
 }
 
 /// The bytes of a value, from its numbers.
 fn value_bytes(ty: &TensorType, values: &[f32]) -> Vec<u8> {
-    match ty.element {
-        Element::I8 { group } => quantized_rows(values, ty.columns(), group),
-        element => to_bytes(element, values),
+    match ty.element.integer_group() {
+        Some(group) => quantized_rows(ty.element, values, ty.columns(), group),
+        None => to_bytes(ty.element, values),
     }
 }
 
 /// Rows of integers with scales, written from the format's definition.
-fn quantized_rows(values: &[f32], columns: u64, group: u32) -> Vec<u8> {
+fn quantized_rows(element: Element, values: &[f32], columns: u64, group: u32) -> Vec<u8> {
+    let is_wide = matches!(element, Element::I16 { .. });
+    let most: f32 = if is_wide { 32512.0 } else { 127.0 };
     let mut bytes = Vec::new();
     for row in values.chunks(columns as usize) {
+        let (mut high, mut low) = (Vec::new(), Vec::new());
         let (mut scales, mut sums) = (Vec::new(), Vec::new());
         for group_values in row.chunks(group as usize) {
             let largest = group_values.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
-            let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-            let mut integers: Vec<i8> =
-                group_values.iter().map(|x| (x * inverse).round_ties_even() as i8).collect();
+            let inverse = if largest > 0.0 { most / largest } else { 0.0 };
+            let mut integers: Vec<i32> =
+                group_values.iter().map(|x| (x * inverse).round_ties_even() as i32).collect();
             integers.resize(group as usize, 0);
-            let sum: i32 = integers.iter().map(|integer| i32::from(*integer)).sum();
-            bytes.extend(integers.iter().map(|integer| *integer as u8));
-            scales.extend((largest * (1.0 / 127.0)).to_le_bytes());
+            let sum: i32 = integers.iter().sum();
+            low.extend(integers.iter().map(|integer| *integer as u8));
+            high.extend(integers.iter().map(|integer| ((integer - i32::from(*integer as i8)) / 256) as u8));
+            scales.extend((largest * (1.0 / most)).to_le_bytes());
             sums.extend((-sum).to_le_bytes());
         }
+        bytes.extend(if is_wide { high } else { Vec::new() });
+        bytes.extend(low);
         bytes.extend(scales);
         bytes.extend(sums);
     }
@@ -110,15 +118,16 @@ fn quantized_rows(values: &[f32], columns: u64, group: u32) -> Vec<u8> {
 }
 
 /// The numbers that `quantized_rows` stands for.
-fn from_quantized_rows(bytes: &[u8], columns: u64, group: u32) -> Vec<f32> {
-    let extents = QuantizedRow { elements: columns, group: group.into() };
+fn from_quantized_rows(bytes: &[u8], extents: QuantizedRow) -> Vec<f32> {
     let row_values = |row: &[u8]| -> Vec<f32> {
         let scales = &row[extents.scales_at_bytes() as usize..];
         let value = |column: usize| {
-            let scale = &scales[column / group as usize * 4..][..4];
-            f32::from(row[column] as i8) * f32::from_le_bytes(scale.try_into().unwrap())
+            let scale = &scales[column / extents.group as usize * 4..][..4];
+            let plane = |plane: u64| f32::from(row[(plane * extents.plane_bytes()) as usize + column] as i8);
+            let integer = if extents.planes == 2 { 256.0 * plane(0) + plane(1) } else { plane(0) };
+            integer * f32::from_le_bytes(scale.try_into().unwrap())
         };
-        (0..columns as usize).map(value).collect()
+        (0..extents.elements as usize).map(value).collect()
     };
     bytes.chunks_exact(extents.bytes() as usize).flat_map(row_values).collect()
 }
@@ -131,9 +140,24 @@ fn from_bytes(element: Element, bytes: &[u8]) -> Vec<f32> {
             Element::I32 => i32::from_le_bytes(chunk.try_into().unwrap()) as f32,
             Element::Bf16 => bf16_to_f32(u16::from_le_bytes(chunk.try_into().unwrap())),
             Element::F16 => f16_to_f32(u16::from_le_bytes(chunk.try_into().unwrap())),
-            Element::I8 { .. } => unreachable!("rows of integers are read by `from_quantized_rows`"),
+            Element::I8 { .. } | Element::I16 { .. } => {
+                unreachable!("rows of integers are read by `from_quantized_rows`")
+            }
         })
         .collect()
+}
+
+/// Weights as floats and in each of these formats, with the activations that products with them take: the
+/// graph has 16 bits for weights of 8 alone, kernels do not know that.
+fn with_activations(formats: &[Quantization]) -> Vec<(Option<Quantization>, Element)> {
+    let mut pairs = vec![(None, Element::Bf16)];
+    for format in formats {
+        pairs.push((Some(*format), Element::I8 { group: format.group }));
+        if format.bits == 8 || *format == Quantization::signed(4, 32) {
+            pairs.push((Some(*format), Element::I16 { group: format.group }));
+        }
+    }
+    pairs
 }
 
 /// Small, exactly representable in every type, of both signs, without pattern.
@@ -213,9 +237,9 @@ fn run(
         .outputs
         .iter()
         .zip(&buffers[first_output..])
-        .map(|(ty, bytes)| match ty.element {
-            Element::I8 { group } => from_quantized_rows(bytes, ty.columns(), group),
-            element => from_bytes(element, bytes),
+        .map(|(ty, bytes)| match QuantizedRow::new(ty.element, ty.columns()) {
+            Some(extents) => from_quantized_rows(bytes, extents),
+            None => from_bytes(ty.element, bytes),
         })
         .collect()
 }
@@ -237,7 +261,7 @@ fn operands(
     }
     buffers.extend(caches.iter().cloned());
     buffers.extend(request.outputs.iter().map(|ty| {
-        if matches!(ty.element, Element::I8 { .. }) {
+        if ty.element.integer_group().is_some() {
             return vec![77; ty.bytes(count, count) as usize];
         }
         let elements = ty.bytes(count, count) / ty.element.bytes();

@@ -113,7 +113,8 @@ fn extremes(count: u64) -> Vec<f32> {
 #[test]
 fn products_of_integers() {
     for target in processors() {
-        for quantization in FORMATS {
+        for (quantization, x_element) in with_activations(&FORMATS) {
+            let Some(quantization) = quantization else { continue };
             let sizes = [
                 (101_u64, 107_u64, 1_u64, 1_u64),
                 (101, 40, 13, 256),
@@ -127,7 +128,7 @@ fn products_of_integers() {
                 w_type.quantization = Some(quantization);
                 let mut ty = request(
                     Operation::Matmul { bias: false, residual: false, silu_multiply: false },
-                    vec![rows(Element::I8 { group: quantization.group }, &[inputs])],
+                    vec![rows(x_element, &[inputs])],
                     vec![w_type],
                     vec![rows(Element::F32, &[outputs])],
                 );
@@ -139,8 +140,7 @@ fn products_of_integers() {
                     let found =
                         run(&target, &ty, count, std::slice::from_ref(&x), std::slice::from_ref(&w), &mut []);
                     let mut x = x;
-                    x.chunks_mut(inputs as usize)
-                        .for_each(|row| quantize_activations(quantization.group, row));
+                    x.chunks_mut(inputs as usize).for_each(|row| quantize_activations(x_element, row));
                     let w = dequantized(quantization, &w, inputs);
                     assert_close(&found[0], &product(&x, &w, inputs as usize), 1e-5);
                 }
@@ -152,20 +152,22 @@ fn products_of_integers() {
 #[test]
 fn rows_are_quantized_as_defined() {
     for target in processors() {
-        for group in [16, 32, 64, 128] {
+        for rounded in
+            [16, 32, 64, 128].into_iter().flat_map(|group| [Element::I8 { group }, Element::I16 { group }])
+        {
             for (element, extents) in [
                 (Element::Bf16, vec![256_u64]),
                 (Element::F16, vec![101]),
                 (Element::F32, vec![7]),
                 (Element::Bf16, vec![3, 130]),
             ] {
-                let (input, output) = (rows(element, &extents), rows(Element::I8 { group }, &extents));
+                let (input, output) = (rows(element, &extents), rows(rounded, &extents));
                 let columns = input.columns() as usize;
                 let mut x = numbers(5 * input.row_elements(), 31);
                 x[..columns.min(40)].fill(0.0);
                 let ty = request(Operation::QuantizeRows, vec![input], vec![], vec![output]);
                 let found = run(&target, &ty, 5, std::slice::from_ref(&x), &[], &mut []);
-                x.chunks_mut(columns).for_each(|row| quantize_activations(group, row));
+                x.chunks_mut(columns).for_each(|row| quantize_activations(rounded, row));
                 assert_close(&found[0], &x, 1e-6);
             }
         }
@@ -174,11 +176,15 @@ fn rows_are_quantized_as_defined() {
 
 #[test]
 fn a_row_gets_the_same_bits_alone_and_among_others() {
-    for quantization in [None, Some(Quantization::signed(4, 32)), Some(Quantization::signed(8, 64))] {
+    let formats = [
+        Quantization::signed(4, 32),
+        Quantization::signed(8, 64),
+        Quantization { has_minimum: true, ..Quantization::signed(8, 32) },
+    ];
+    for (quantization, x_element) in with_activations(&formats) {
         let mut of_levels = Vec::new();
         for target in processors() {
             let (inputs, outputs, count) = (161, 50, 13);
-            let x_element = quantization.map_or(Element::Bf16, |q| Element::I8 { group: q.group });
             let mut w_type = weight(Element::Bf16, &[outputs, inputs]);
             w_type.quantization = quantization;
             let mut many = request(
@@ -200,7 +206,10 @@ fn a_row_gets_the_same_bits_alone_and_among_others() {
         }
         // Sums of integers are exact, so that no level differs from another.
         if quantization.is_some() {
-            assert!(of_levels.windows(2).all(|levels| levels[0] == levels[1]), "{quantization:?}");
+            assert!(
+                of_levels.windows(2).all(|levels| levels[0] == levels[1]),
+                "{quantization:?} {x_element}"
+            );
         }
     }
 }

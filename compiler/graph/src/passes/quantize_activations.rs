@@ -116,13 +116,13 @@ fn insert_rounding(graph: &mut Graph, x: ValueId, element: Element, layer: Optio
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::passes::tests::{EXPERTS, MLP, rewrite};
+    use crate::passes::tests::{ATTENTION, EXPERTS, MLP, rewrite};
 
-    /// All weights in integers.
-    fn quantized(text: &str) -> String {
-        let weights = |line: &str| line.trim_start().starts_with("weight");
+    /// All matrices in integers.
+    fn quantized(text: &str, format: &str) -> String {
+        let weights = |line: &str| line.trim_start().starts_with("weight") && line.contains(": bf16[");
         let lines = text.lines().map(|line| match (weights(line), line.split_once(" = ")) {
-            (true, Some((ty, source))) => format!("{ty} as int4(32) = {source}\n"),
+            (true, Some((ty, source))) => format!("{ty} as {format} = {source}\n"),
             _ => format!("{line}\n"),
         });
         lines.collect()
@@ -130,22 +130,40 @@ mod tests {
 
     #[test]
     fn products_that_share_an_input_share_its_integers() {
-        let (rewrites, after) = rewrite(run, &quantized(MLP), 1);
+        let (rewrites, after) = rewrite(run, &quantized(MLP, "int4(32)"), 1);
         assert_eq!(rewrites, 2);
         insta::assert_snapshot!(after);
     }
 
     #[test]
     fn entries_of_experts_are_quantized_one_by_one() {
-        let (rewrites, after) = rewrite(run, &quantized(EXPERTS), 8);
+        let (rewrites, after) = rewrite(run, &quantized(EXPERTS, "int4(32)"), 8);
         assert_eq!(rewrites, 2);
         assert!(after.contains("i8.32[rows, choices=2, intermediate=32] = quantize_rows"), "{after}");
     }
 
     #[test]
+    fn queries_keys_and_values_of_bytes_get_integers_of_16_bits() {
+        for (format, element) in [("int8(32)", "i16.32"), ("int4(32)", "i8.32")] {
+            let (rewrites, after) = rewrite(run, &quantized(ATTENTION, format), 1);
+            assert_eq!(rewrites, 1, "queries, keys and values share them");
+            assert!(after.contains(&format!("{element}[rows, hidden=64] = quantize_rows(%x)")), "{after}");
+            assert_eq!(after.matches("matmul(%x.quantized").count(), 3);
+        }
+    }
+
+    #[test]
+    fn what_leaves_the_graph_gets_integers_of_16_bits() {
+        let (rewrites, after) = rewrite(run, &quantized(MLP, "int8(32)"), 1);
+        assert_eq!(rewrites, 2);
+        assert!(after.contains("i8.32[rows, hidden=64] = quantize_rows(%x)"), "{after}");
+        assert!(after.contains("i16.32[rows, intermediate=32] = quantize_rows(%product)"), "{after}");
+    }
+
+    #[test]
     fn plain_weights_and_f32_activations_stay() {
         assert_eq!(rewrite(run, MLP, 1), (0, MLP.to_owned()));
-        let exact = quantized(MLP).replace("bf16[", "f32[");
+        let exact = quantized(MLP, "int4(32)").replace("bf16[", "f32[");
         assert_eq!(rewrite(run, &exact, 1), (0, exact));
     }
 }
