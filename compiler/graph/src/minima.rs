@@ -1,9 +1,10 @@
 //! Decides which weights get a minimum for each group, by trying both ways on some of their rows.
 //!
-//! A minimum is worth its bytes where it at least halves the squared error: a scale and a minimum cost half
-//! a bit more for each weight of a group of 32, and half a bit of resolution would halve it too. Trained
-//! weights lie around zero and gain a sixth; weights that were once rounded to such groups (a file made of
-//! Q4_1 blocks, say) are found again exactly.
+//! A minimum is worth its bytes where it spares more squared error than finer integers of as many bytes
+//! would. A bit more for each weight divides that error by four, and the 16 bits of a minimum are half a bit
+//! for each weight of a group of 32: there the error must be halved. Trained weights lie around zero and
+//! gain a sixth; weights that were once rounded to such groups (a file made of Q4_1 blocks, say) are found
+//! again exactly.
 //!
 //! All weights of one projection, in all layers, are decided together: few kernels serve them, and passes
 //! merge projections that are stored alike.
@@ -37,9 +38,14 @@ impl fmt::Display for SampleError {
 
 impl std::error::Error for SampleError {}
 
+/// Bits of a minimum.
+const MINIMUM_BITS: f64 = 16.0;
+
 /// What both ways lose.
 #[derive(Clone, Copy, Default)]
 struct Tried {
+    /// Bits of a group's minimum for each of its weights.
+    bits_a_weight: f64,
     without: QuantizationError,
     with: QuantizationError,
 }
@@ -47,7 +53,8 @@ struct Tried {
 impl Tried {
     /// Whether minima are worth their bytes.
     fn wants_minima(self) -> bool {
-        self.without.differences > 0.0 && self.with.differences <= 0.5 * self.without.differences
+        let most = libm::exp2(-2.0 * self.bits_a_weight) * self.without.differences;
+        self.without.differences > 0.0 && self.with.differences <= most
     }
 }
 
@@ -74,6 +81,7 @@ pub fn settle_minima(
         let sample = try_both(weight, quantization, source)
             .map_err(|cause| SampleError { weight: weight.name.clone(), cause })?;
         let of_projection = tried.entry(projection(weight)).or_default();
+        of_projection.bits_a_weight = sample.bits_a_weight;
         of_projection.without += sample.without;
         of_projection.with += sample.with;
     }
@@ -111,7 +119,8 @@ fn try_both(
 ) -> Result<Tried, SourceError> {
     let columns = weight.ty.columns() as usize;
     let (rows, mut row) = (weight.rows(), vec![0.0; columns]);
-    let mut tried = Tried::default();
+    let group = columns.min(quantization.group as usize).max(1);
+    let mut tried = Tried { bits_a_weight: MINIMUM_BITS / group as f64, ..Tried::default() };
     for sample in 0..SAMPLED_ROWS.min(rows) {
         weight.read_rows(source, sample * rows / SAMPLED_ROWS.min(rows), &mut row)?;
         let lost = |has_minimum| {
