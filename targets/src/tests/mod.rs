@@ -147,13 +147,16 @@ fn from_bytes(element: Element, bytes: &[u8]) -> Vec<f32> {
         .collect()
 }
 
-/// Weights as floats and in each of these formats, with the activations that products with them take: the
-/// graph has 16 bits for weights of 8 alone, kernels do not know that.
+/// Weights as floats and in each of these formats, with the activations that products with them take.
+///
+/// The graph has 16 bits for weights of 8 alone, but kernels do not know that: one format of 4 is there too.
+/// The type of scales has nothing to do with activations.
 fn with_activations(formats: &[Quantization]) -> Vec<(Option<Quantization>, Element)> {
     let mut pairs = vec![(None, Element::Bf16)];
     for format in formats {
         pairs.push((Some(*format), Element::I8 { group: format.group }));
-        if format.bits == 8 || *format == Quantization::signed(4, 32) {
+        let has_bytes = format.bits == 8 && format.scale == Element::F16;
+        if has_bytes || *format == Quantization::signed(4, 32) {
             pairs.push((Some(*format), Element::I16 { group: format.group }));
         }
     }
