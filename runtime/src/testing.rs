@@ -30,8 +30,14 @@ const CACHE: Operand = Operand { region: Region::Arena, offset: 1280, bytes: 4 *
 const SUMS: Operand = Operand { region: Region::Arena, offset: 1536, bytes: 8 * PROMPT_ROWS as u64 };
 const GATHERED: Operand = Operand { region: Region::Arena, offset: 1664, bytes: 8 * PROMPT_ROWS as u64 };
 const LOGITS: Operand = Operand { region: Region::Arena, offset: 2048, bytes: (4 * 8 * VOCABULARY) as u64 };
-const INPUTS: InputOffsets =
-    InputOffsets { token: 0, position: 64, slot: 128, logit_rows: 192, logits: LOGITS.offset };
+const INPUTS: InputOffsets = InputOffsets {
+    token: 0,
+    position: 64,
+    slot: 128,
+    logit_rows: 192,
+    logits: LOGITS.offset,
+    candidates: None,
+};
 
 /// The kernels in the order of [`lists`].
 pub(crate) const KERNELS: [KernelEntry; 4] = [
