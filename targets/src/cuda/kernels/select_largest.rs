@@ -4,39 +4,36 @@
 //! key = the number's bits in the order of numbers, then the index turned round: no two are equal
 //!
 //! first launch, a block for 2048 numbers of a row:
-//!   warp, for 4 runs of 64 keys, two in each thread:     sort (bitonic, Batcher 1968), largest first
-//!     merge the runs in pairs                            keep the larger of a[i] and b[63 − i], sort again
+//!   warp, for 8 runs of 64 keys, two in each thread:     sort (bitonic, Batcher 1968), largest first
+//!   merge the runs in pairs                              keep the larger of a[i] and b[63 − i], sort again
 //!   merge the warps' 64 in pairs, through shared memory
 //! second launch, a block for a row:
-//!   warp, for every eighth of the blocks' lists:         merge into its own
+//!   warp, for every fourth of the blocks' lists:         merge them in pairs, and into its own
 //!   merge the warps' 64 in pairs; the first k become the result
 //! ```
 //!
 //! Every comparison stands at a fixed place: the time does not depend on the numbers, and whatever they are,
 //! NaN included, each key goes to exactly one place.
 //!
-//! Sorting 64 keys takes 21 stages, of which 15 exchange keys between threads, at about 8 instructions for
-//! each of a thread's two keys; merging takes 6 stages. For 151936 logits that is 2374 · (280 + 110)
-//! instructions of warps in 75 blocks, 2 µs if the multiprocessors of an A100 could share it evenly and
-//! 3 µs as it is; the second launch merges ten lists a warp, 2 to 3 µs. Copying the logits to the host would
-//! take 25 µs on PCI Express 4.0, and searching them there longer.
+//! Sorting 64 keys takes 21 stages, of which 15 exchange keys between threads, 280 instructions in all;
+//! merging takes 6 stages and 90 instructions. For 151936 logits that are 75 blocks whose warps run
+//! 8 · 280 + 7 · 90 instructions, one a cycle, and then a warp with 19 lists, where 12 merges wait for one
+//! another at 300 cycles each: 2 and 3 µs on an A100. Copying the logits to the host would take 25 µs on PCI
+//! Express 4.0, and searching them there longer.
 
 use qwen2c_request::{Element, KernelRequest, Operation};
 
-use super::{Kernel, ROW_THREADS, Shape};
-use crate::builder::{Buffer, Compare, KernelBuilder, Place, Scalar, Val, WARP_THREADS};
+use super::{DECODE_THREADS, Kernel, ROW_THREADS, Shape};
+use crate::builder::{Buffer, Compare, KernelBuilder, Scalar, Val, WARP_THREADS};
 
 /// Keys that a warp holds, two in each thread; the most that can be asked for.
 const LIST: u64 = 2 * WARP_THREADS as u64;
 
-/// Lists that a warp of the first launch sorts side by side, so that one's comparisons hide the latency of
-/// another's exchange.
-const RUNS: u64 = 4;
+/// Lists that a warp sorts, or reads and merges, side by side: one's comparisons hide the latency of another's
+/// exchange. A power of two.
+const TOGETHER: u64 = 8;
 
-/// Lists that a warp of the second launch reads before it merges the first of them.
-const READ_AHEAD: u64 = 4;
-
-const WARPS: u64 = ROW_THREADS / WARP_THREADS as u64;
+const WARPS: u64 = DECODE_THREADS / WARP_THREADS as u64;
 
 const KEY_BYTES: u64 = 8;
 
@@ -61,7 +58,7 @@ impl Cut {
         if is_small || k > LIST {
             return None;
         }
-        Some(Self { numbers, k, slices: numbers.div_ceil(WARPS * RUNS * LIST) })
+        Some(Self { numbers, k, slices: numbers.div_ceil(WARPS * TOGETHER * LIST) })
     }
 }
 
@@ -75,7 +72,8 @@ pub(super) fn workspace_bytes(request: &KernelRequest) -> u64 {
 
 /// One launch over slices, and where there are several one that merges.
 pub(super) fn launches(cut: Cut) -> Vec<(&'static str, Shape)> {
-    let shape = |blocks| Shape { blocks, shared_bytes: WARPS * LIST * KEY_BYTES, ..Shape::row() };
+    let shared_bytes = WARPS * LIST * KEY_BYTES;
+    let shape = |blocks| Shape { blocks, threads: DECODE_THREADS, shared_bytes, ..Shape::row() };
     if cut.slices == 1 { vec![("", shape(1))] } else { vec![("", shape(cut.slices)), ("_merge", shape(1))] }
 }
 
@@ -86,7 +84,7 @@ pub(super) fn body(kernel: &Kernel<'_, '_>, cut: Cut, launch: usize) {
     let warp = Warp { k, lane: thread % threads, number: thread / threads };
     let row = kernel.row();
     if launch == 0 {
-        let slice = k.place(Place::Block);
+        let slice = kernel.block();
         let list = warp.merge_with_others(warp.largest_of_runs(kernel, cut, row, slice));
         if cut.slices > 1 {
             let lists = kernel.workspace();
@@ -118,14 +116,17 @@ impl<'k> Warp<'k> {
     fn largest_of_runs(&self, kernel: &Kernel<'k, '_>, cut: Cut, row: Val<'k>, slice: Val<'k>) -> Pair<'k> {
         let k = self.k;
         let source = kernel.input(0).at(row * k.int(cut.numbers));
-        let first = (slice * k.int(WARPS) + self.number) * k.int(RUNS * LIST) + self.lane;
+        let first = (slice * k.int(WARPS) + self.number) * k.int(TOGETHER * LIST) + self.lane;
         // Where a number stands before it is sorted is all one: neighbours in memory are read together.
         let key = |place: u64| self.read_number(source, cut, first + k.int(place * u64::from(WARP_THREADS)));
-        let runs: Vec<Pair<'k>> = (0..RUNS).map(|run| [key(2 * run), key(2 * run + 1)]).collect();
-        let mut lists: Vec<Pair<'k>> = runs.into_iter().map(|run| self.sort(run)).collect();
+        let runs: Vec<Pair<'k>> = (0..TOGETHER).map(|run| [key(2 * run), key(2 * run + 1)]).collect();
+        self.merge_all(runs.into_iter().map(|run| self.sort(run)).collect())
+    }
+
+    /// The largest 64 of several lists, merged in pairs.
+    fn merge_all(&self, mut lists: Vec<Pair<'k>>) -> Pair<'k> {
         while lists.len() > 1 {
-            let merged = |pair: &[Pair<'k>]| self.merge(pair[0], self.reversed(pair[1]));
-            lists = lists.chunks_exact(2).map(merged).collect();
+            lists = lists.chunks_exact(2).map(|pair| self.merge(pair[0], pair[1])).collect();
         }
         lists[0]
     }
@@ -141,24 +142,22 @@ impl<'k> Warp<'k> {
         })[0]
     }
 
-    /// The largest 64 of the slices' lists that are the warp's: every eighth.
+    /// The largest 64 of the slices' lists that are the warp's: every fourth.
     fn largest_of_lists(&self, kernel: &Kernel<'k, '_>, cut: Cut, row: Val<'k>) -> Pair<'k> {
         let k = self.k;
-        let lists = kernel.workspace().at(row * k.int(cut.slices * LIST * KEY_BYTES / 4));
+        let first = row * k.int(cut.slices * LIST);
         let nothing = [k.int(NOTHING); 2];
         let slices = k.int(cut.slices);
-        let step = WARPS * READ_AHEAD;
-        let merged = k.for_each(self.number, slices, step as i64, &nothing, |slice, list| {
+        let merged = k.for_each(self.number, slices, (WARPS * TOGETHER) as i64, &nothing, |slice, list| {
             let read = |ahead: u64| {
                 let slice = slice + k.int(ahead * WARPS);
                 let exists = slice.compare(Compare::Less, slices);
-                let keys = k.values_when(exists, &nothing, || {
-                    self.read_reversed(lists, slice * k.int(LIST)).to_vec()
-                });
+                let at = first + slice * k.int(LIST);
+                let keys = k.values_when(exists, &nothing, || self.read(kernel.workspace(), at).to_vec());
                 [keys[0], keys[1]]
             };
-            let ahead: Vec<Pair<'k>> = (0..READ_AHEAD).map(read).collect();
-            ahead.into_iter().fold([list[0], list[1]], |list, other| self.merge(list, other)).to_vec()
+            let others = self.merge_all((0..TOGETHER).map(read).collect());
+            self.merge([list[0], list[1]], others).to_vec()
         });
         [merged[0], merged[1]]
     }
@@ -177,8 +176,8 @@ impl<'k> Warp<'k> {
             k.when(is_giver, || self.write(shared, self.number * k.int(LIST), list));
             k.barrier();
             let merged = k.values_when(is_lower, &list, || {
-                let other = (self.number + k.int(half)) * k.int(LIST);
-                self.merge(list, self.read_reversed(shared, other)).to_vec()
+                let other = self.read(shared, (self.number + k.int(half)) * k.int(LIST));
+                self.merge(list, other).to_vec()
             });
             list = [merged[0], merged[1]];
             half /= 2;
@@ -201,11 +200,10 @@ impl<'k> Warp<'k> {
         lists.store(place + self.k.int(1), list[1]);
     }
 
-    /// The list at key number `first`, smallest first.
-    fn read_reversed(&self, lists: Buffer<'k>, first: Val<'k>) -> Pair<'k> {
-        let place = first + self.k.int(LIST - 2) - self.lane - self.lane;
-        let keys = lists.load_aligned_as(Scalar::I64, place, 2);
-        [keys.lane(1), keys.lane(0)]
+    /// The list at key number `first`.
+    fn read(&self, lists: Buffer<'k>, first: Val<'k>) -> Pair<'k> {
+        let keys = lists.load_aligned_as(Scalar::I64, first + self.lane + self.lane, 2);
+        [keys.lane(0), keys.lane(1)]
     }
 
     /// Stores what the first warp found as numbers and their indices.
@@ -248,8 +246,10 @@ impl<'k> Warp<'k> {
         list
     }
 
-    /// The largest 64 of two lists, one largest first and the other smallest first; largest first.
-    fn merge(&self, list: Pair<'k>, reversed: Pair<'k>) -> Pair<'k> {
+    /// The largest 64 of two lists.
+    fn merge(&self, list: Pair<'k>, other: Pair<'k>) -> Pair<'k> {
+        // The other one's place 63 − i lies in the lane with all bits turned, second for first.
+        let reversed = [across(other[1], WARP_THREADS - 1), across(other[0], WARP_THREADS - 1)];
         let mut list = [list[0].maximum(reversed[0]), list[1].maximum(reversed[1])];
         let mut distance = WARP_THREADS / 2;
         while distance > 0 {
@@ -257,11 +257,6 @@ impl<'k> Warp<'k> {
             distance /= 2;
         }
         self.exchange_neighbours(list, None)
-    }
-
-    /// The list with its last key first.
-    fn reversed(&self, list: Pair<'k>) -> Pair<'k> {
-        [across(list[1], WARP_THREADS - 1), across(list[0], WARP_THREADS - 1)]
     }
 
     /// Compares with the lane `distance` away; of both, the lower lane keeps the larger keys where the run
