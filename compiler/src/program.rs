@@ -4,9 +4,9 @@
 
 use qwen2c_checkpoint::{ModelDescription, parameter_count};
 use qwen2c_format::{
-    DeviceCode, DeviceImage, ImageKind, InputOffsets, KernelInfo, Launch, Manifest, ModelSummary, Operand,
-    PassRecord, PersistentKernel, Region, RowAxis, SelfTestRecord, Step, StepCost, StepList, StepLists,
-    WeightEntry,
+    CandidateOffsets, DeviceCode, DeviceImage, ImageKind, InputOffsets, KernelInfo, Launch, Manifest,
+    ModelSummary, Operand, PassRecord, PersistentKernel, Region, RowAxis, SelfTestRecord, Step, StepCost,
+    StepList, StepLists, WeightEntry,
 };
 use qwen2c_graph::passes::PassReport;
 use qwen2c_graph::plan::{self, PlacedWeight, Plan, PlannedList, PlannedOperand, PlannedStep};
@@ -165,6 +165,11 @@ pub(crate) fn manifest(parts: &ManifestParts<'_>, self_test: Option<SelfTestReco
             slot: plan.inputs.slot,
             logit_rows: plan.inputs.logit_rows,
             logits: plan.inputs.logits,
+            candidates: plan.inputs.candidates.map(|candidates| CandidateOffsets {
+                count: candidates.count,
+                values: candidates.values,
+                ids: candidates.ids,
+            }),
         },
         generation: description.generation.clone(),
         chat_template: description.chat_template.clone(),

@@ -65,7 +65,7 @@ pub(crate) fn generate(
         if interrupt::is_pending() {
             break End::Interrupted;
         }
-        let token = sampler.sample(session.logits()).ok_or_else(not_numbers)?;
+        let token = session.sample(sampler)?.ok_or_else(not_numbers)?;
         if limits.stop_ids.contains(&token) {
             break End::StopId;
         }

@@ -10,6 +10,7 @@ use qwen2c_format::{Diagnostic, InputOffsets, Manifest, StepLists};
 
 use crate::cuda::DeviceExecutor;
 use crate::execute::{Executor, Job, Observer};
+use crate::text::Sampler;
 
 /// Why tokens are not taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -175,8 +176,26 @@ impl Session {
 
     /// The logits behind the last token taken by [`Session::prefill`] or [`Session::decode`],
     /// `[vocabulary]`.
-    pub fn logits(&self) -> &[f32] {
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Device`], where they have to come from one.
+    pub fn logits(&mut self) -> Result<&[f32], SessionError> {
         self.logit_rows(1)
+    }
+
+    /// The token behind the last one taken, as `sampler` chooses it; none where the logits are not numbers.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError::Device`], where a device has the logits.
+    pub fn sample(&mut self, sampler: &mut Sampler) -> Result<Option<u32>, SessionError> {
+        if let Some((values, ids)) = self.executor.candidates()
+            && let Some(token) = sampler.sample_largest(values, ids)
+        {
+            return Ok(Some(token));
+        }
+        Ok(sampler.sample(self.logits()?))
     }
 
     /// Forgets everything from `position` on; what is before stays as it is.
@@ -184,21 +203,21 @@ impl Session {
         self.position = self.position.min(position);
     }
 
-    /// Takes tokens and returns the logits behind the last one, `[vocabulary]`.
+    /// Takes tokens.
     ///
     /// # Errors
     ///
     /// [`SessionError`]; nothing was taken then, unless the device failed.
-    pub fn prefill(&mut self, tokens: &[u32]) -> Result<&[f32], SessionError> {
+    pub fn prefill(&mut self, tokens: &[u32]) -> Result<(), SessionError> {
         self.prefill_observed(tokens, &mut ())
     }
 
-    /// Takes one token and returns the logits behind it, `[vocabulary]`.
+    /// Takes one token.
     ///
     /// # Errors
     ///
     /// [`SessionError`]; nothing was taken then, unless the device failed.
-    pub fn decode(&mut self, token: u32) -> Result<&[f32], SessionError> {
+    pub fn decode(&mut self, token: u32) -> Result<(), SessionError> {
         self.prefill_observed(&[token], &mut ())
     }
 
@@ -207,7 +226,7 @@ impl Session {
         &mut self,
         tokens: &[u32],
         observer: &mut impl Observer,
-    ) -> Result<&[f32], SessionError> {
+    ) -> Result<(), SessionError> {
         self.check(tokens)?;
         let mut left = tokens;
         while left.len() > self.prompt_rows {
@@ -215,8 +234,7 @@ impl Session {
             self.take(chunk, observer)?;
             left = rest;
         }
-        self.take_with_logits(left, observer)?;
-        Ok(self.logits())
+        self.take_with_logits(left, observer)
     }
 
     /// Takes tokens and shows the logits behind each of them, `[vocabulary]`, in order.
@@ -238,7 +256,8 @@ impl Session {
                 let (rows, logit_rows) = (chunk.len() as u32, (end - start) as u32);
                 let job = Job { list: list.index, steps: list.head.clone(), rows, logit_rows };
                 self.executor.run(&job, &mut ()).map_err(SessionError::from)?;
-                for (row, logits) in self.logit_rows(end - start).chunks_exact(self.vocabulary).enumerate() {
+                let vocabulary = self.vocabulary;
+                for (row, logits) in self.logit_rows(end - start)?.chunks_exact(vocabulary).enumerate() {
                     each(first + start + row, logits)?;
                 }
             }
@@ -301,8 +320,8 @@ impl Session {
         self.executor.write_integers(self.inputs.logit_rows, rows.map(|row| row as u32));
     }
 
-    fn logit_rows(&self, rows: usize) -> &[f32] {
-        self.executor.floats(self.inputs.logits, rows * self.vocabulary)
+    fn logit_rows(&mut self, rows: usize) -> Result<&[f32], SessionError> {
+        Ok(self.executor.logits(self.inputs.logits, rows, self.vocabulary)?)
     }
 }
 
@@ -331,8 +350,12 @@ mod tests {
             for (rows, threads) in [(1, 1), (2, 2), (3, 1), (8, 3), (100, 2)] {
                 let mut session = session(threads);
                 session.limit_prompt_rows(rows);
-                let logits = session.prefill(&prompt).expect("it fits");
-                assert_eq!(logits, expected_logits(&prompt), "{tokens} tokens, {rows} rows");
+                session.prefill(&prompt).expect("it fits");
+                assert_eq!(
+                    session.logits().expect("they are there"),
+                    expected_logits(&prompt),
+                    "{tokens} tokens, {rows} rows"
+                );
                 assert_eq!(session.position(), tokens);
             }
         }
@@ -361,7 +384,8 @@ mod tests {
         session.prefill(&tokens).expect("it fits");
         for token in [4, 0, 259] {
             tokens.push(token);
-            assert_eq!(session.decode(token).expect("it fits"), expected_logits(&tokens));
+            session.decode(token).expect("it fits");
+            assert_eq!(session.logits().expect("they are there"), expected_logits(&tokens));
         }
     }
 
@@ -370,7 +394,8 @@ mod tests {
         let mut session = session(1);
         session.prefill(&[1, 2, 3, 4]).expect("it fits");
         session.rewind(2);
-        assert_eq!(session.prefill(&[9, 9]).expect("it fits"), expected_logits(&[1, 2, 9, 9]));
+        session.prefill(&[9, 9]).expect("it fits");
+        assert_eq!(session.logits().expect("they are there"), expected_logits(&[1, 2, 9, 9]));
         session.rewind(100);
         assert_eq!(session.position(), 4);
     }

@@ -8,9 +8,9 @@ use qwen2c_format::tokenizer::{
     AddedToken, CharacterClasses, Normalization, SplitRule, TokenEntry, TokenizerTables,
 };
 use qwen2c_format::{
-    DeviceCode, DeviceImage, GenerationDefaults, ImageKind, InputOffsets, KernelInfo, Launch, Locator,
-    Manifest, ModelSummary, Operand, ProgramFile, Region, RowAxis, SelfTestRecord, Step, StepCost, StepList,
-    StepLists, WeightEntry, WeightTable,
+    CandidateOffsets, DeviceCode, DeviceImage, GenerationDefaults, ImageKind, InputOffsets, KernelInfo,
+    Launch, Locator, Manifest, ModelSummary, Operand, ProgramFile, Region, RowAxis, SelfTestRecord, Step,
+    StepCost, StepList, StepLists, WeightEntry, WeightTable,
 };
 use qwen2c_runtime::KernelEntry;
 use sha2::{Digest, Sha256};
@@ -30,15 +30,28 @@ const CACHE: Operand = Operand { region: Region::Arena, offset: 1280, bytes: 4 *
 const SUMS: Operand = Operand { region: Region::Arena, offset: 1536, bytes: 8 * PROMPT_ROWS as u64 };
 const GATHERED: Operand = Operand { region: Region::Arena, offset: 1664, bytes: 8 * PROMPT_ROWS as u64 };
 const LOGITS: Operand = Operand { region: Region::Arena, offset: 2048, bytes: (4 * 8 * VOCABULARY) as u64 };
-const INPUTS: InputOffsets =
-    InputOffsets { token: 0, position: 64, slot: 128, logit_rows: 192, logits: LOGITS.offset };
+/// Largest logits that a device leaves of a generated token: fewer than its vocabulary has equal ones.
+pub(crate) const CANDIDATES: usize = 16;
+const CANDIDATE_VALUES: Operand =
+    Operand { region: Region::Arena, offset: 10_368, bytes: 4 * CANDIDATES as u64 };
+const CANDIDATE_IDS: Operand =
+    Operand { region: Region::Arena, offset: 10_432, bytes: 4 * CANDIDATES as u64 };
+const INPUTS: InputOffsets = InputOffsets {
+    token: 0,
+    position: 64,
+    slot: 128,
+    logit_rows: 192,
+    logits: LOGITS.offset,
+    candidates: None,
+};
 
 /// The kernels in the order of [`lists`].
-pub(crate) const KERNELS: [KernelEntry; 4] = [
+pub(crate) const KERNELS: [KernelEntry; 5] = [
     KernelEntry { tiles: one_tile_a_row, body: write_cache },
     KernelEntry { tiles: one_tile_a_row, body: sum_cache },
     KernelEntry { tiles: one_tile_a_row, body: gather },
     KernelEntry { tiles: one_tile_a_row, body: logits },
+    KernelEntry { tiles: one_tile_a_row, body: candidates },
 ];
 
 unsafe extern "C" fn one_tile_a_row(_operands: *const *mut u8, rows: i64) -> i64 {
@@ -103,6 +116,21 @@ unsafe extern "C" fn logits(operands: *const *mut u8, _rows: i64, tile: i64) {
     }
 }
 
+/// `(logits, values, ids)`: the largest of a single row.
+unsafe extern "C" fn candidates(operands: *const *mut u8, _rows: i64, _tile: i64) {
+    // SAFETY: the operands are as large as the constants say.
+    unsafe {
+        let logits = std::slice::from_raw_parts(array::<f32>(operands, 0), VOCABULARY);
+        let mut order: Vec<usize> = (0..VOCABULARY).collect();
+        // A stable sort: the lower id first where equal.
+        order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
+        for (place, id) in order.into_iter().take(CANDIDATES).enumerate() {
+            array::<f32>(operands, 1).add(place).write(logits[id]);
+            array::<i32>(operands, 2).add(place).write(id as i32);
+        }
+    }
+}
+
 /// The logits that the program must give behind the last of these tokens.
 pub(crate) fn expected_logits(tokens: &[u32]) -> Vec<f32> {
     let mut logits: Vec<f32> = (0..VOCABULARY).map(|column| -(column as f32) * 1e-3).collect();
@@ -152,7 +180,7 @@ pub(crate) fn lists() -> StepLists {
         ],
     };
     StepLists {
-        kernels: ["write_cache", "sum_cache", "gather", "logits"]
+        kernels: ["write_cache", "sum_cache", "gather", "logits", "candidates"]
             .map(|name| KernelInfo { name: name.to_owned(), launches: Vec::new() })
             .to_vec(),
         lists: vec![
@@ -167,13 +195,13 @@ pub(crate) fn lists() -> StepLists {
 /// Rows that a block of each launch serves.
 pub(crate) const ROWS_PER_BLOCK: u32 = 2;
 
-/// The program without its weights, for a device: each kernel is one launch, but for the last, whose second
-/// launch does the same again.
+/// The program without its weights, for a device: each kernel is one launch, but for the logits', whose second
+/// launch does the same again. A generated token leaves its largest logits.
 pub(crate) fn device_program_file() -> ProgramFile {
     let mut file = program_file();
     "cuda".clone_into(&mut file.manifest.family);
     "sm_80".clone_into(&mut file.manifest.target);
-    for (kernel, shared_bytes) in file.lists.kernels.iter_mut().zip([0, 1024, 100_000, 0]) {
+    for (kernel, shared_bytes) in file.lists.kernels.iter_mut().zip([0, 1024, 100_000, 0, 0]) {
         kernel.launches = vec![Launch {
             symbol: kernel.name.clone(),
             blocks: 1,
@@ -184,6 +212,15 @@ pub(crate) fn device_program_file() -> ProgramFile {
     }
     let launches = &mut file.lists.kernels[3].launches;
     launches.push(launches[0].clone());
+    let decode = &mut file.lists.lists[0];
+    let logits = decode.head[1].clone();
+    let operands = vec![LOGITS, CANDIDATE_VALUES, CANDIDATE_IDS];
+    decode.head.push(Step { kernel: 4, operands, ..logits });
+    file.manifest.inputs.candidates = Some(CandidateOffsets {
+        count: CANDIDATES as u64,
+        values: CANDIDATE_VALUES.offset,
+        ids: CANDIDATE_IDS.offset,
+    });
     let image = |kind, bytes: &[u8]| DeviceImage { architecture: 80, kind, bytes: bytes.to_vec() };
     file.device_code.images = vec![
         image(ImageKind::Ptx, b"// counting\n.version 8.1\n.target sm_80\n"),

@@ -72,7 +72,8 @@ pub struct Graph {
     pub operations: Vec<Op>,
     /// Values that the runtime writes before a step: `token`, `position`, `slot`, `logit_rows`.
     pub inputs: Vec<ValueId>,
-    /// Values that the runtime reads after a step: the logits.
+    /// Values that the runtime reads after a step: the logits, and the largest of them where a pass leaves
+    /// those.
     pub outputs: Vec<ValueId>,
 }
 

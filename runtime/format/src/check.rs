@@ -118,6 +118,7 @@ fn check_list(manifest: &Manifest, lists: &StepLists, list: &StepList) -> Result
             .and_then(|bytes| check_range(offset, bytes, manifest.arena_bytes))
             .ok_or_else(|| format!("`{name}` at offset {offset} lies outside the arena"))?;
     }
+    check_candidates(manifest)?;
     for (part, steps) in [("body", &list.body), ("head", &list.head)] {
         for (index, step) in steps.iter().enumerate() {
             check_step(manifest, lists, step).map_err(|reason| format!("{part} step {index}: {reason}"))?;
@@ -125,6 +126,20 @@ fn check_list(manifest: &Manifest, lists: &StepLists, list: &StepList) -> Result
                 return Err(format!("{part} step {index} works on logit rows"));
             }
         }
+    }
+    Ok(())
+}
+
+fn check_candidates(manifest: &Manifest) -> Result<(), String> {
+    let Some(candidates) = manifest.inputs.candidates else { return Ok(()) };
+    let (count, vocabulary) = (candidates.count, manifest.model.vocabulary);
+    if count == 0 || count > vocabulary {
+        return Err(format!("{count} candidates of {vocabulary} logits"));
+    }
+    // A vocabulary has at most 2³¹ ids: four bytes for each fit.
+    for (name, offset) in [("values", candidates.values), ("ids", candidates.ids)] {
+        check_range(offset, 4 * count, manifest.arena_bytes)
+            .ok_or_else(|| format!("`{name}` of candidates at offset {offset} lie outside the arena"))?;
     }
     Ok(())
 }

@@ -35,7 +35,9 @@ pub use diagnostic::Diagnostic;
 pub use error::ProgramError;
 pub use header::{FORMAT_VERSION, Header, Section, SectionRecord};
 pub use locator::{HEADER_ALIGNMENT, LOCATOR_MAGIC, Locator, WEIGHTS_ALIGNMENT, patch_locator};
-pub use manifest::{GenerationDefaults, InputOffsets, Manifest, ModelSummary, PassRecord, SelfTestRecord};
+pub use manifest::{
+    CandidateOffsets, GenerationDefaults, InputOffsets, Manifest, ModelSummary, PassRecord, SelfTestRecord,
+};
 pub use program::{ProgramFile, encode_program_head};
 pub use steps::{
     KernelInfo, Launch, Operand, PersistentKernel, Region, RowAxis, Step, StepCost, StepList, StepLists,

@@ -86,6 +86,19 @@ pub struct InputOffsets {
     pub logit_rows: u64,
     /// `logits f32[logit_rows, vocabulary]`.
     pub logits: u64,
+    /// The largest logits of a generated token, where the first list leaves them.
+    pub candidates: Option<CandidateOffsets>,
+}
+
+/// Byte offsets in the arena of a row's largest logits, largest first, the lower id first where equal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CandidateOffsets {
+    /// How many.
+    pub count: u64,
+    /// `f32[count]`.
+    pub values: u64,
+    /// `i32[count]`.
+    pub ids: u64,
 }
 
 /// What the checkpoint's `generation_config.json` says.

@@ -5,8 +5,8 @@ use std::io::Write;
 
 use proptest::prelude::*;
 use qwen2c_format::{
-    DeviceCode, FORMAT_VERSION, Locator, Manifest, ProgramError, ProgramFile, RowAxis, SelfTestRecord,
-    StepLists, WeightTable, check_program, encode_program_head, patch_locator,
+    CandidateOffsets, DeviceCode, FORMAT_VERSION, Locator, Manifest, ProgramError, ProgramFile, RowAxis,
+    SelfTestRecord, StepLists, WeightTable, check_program, encode_program_head, patch_locator,
 };
 
 #[allow(dead_code)]
@@ -150,6 +150,16 @@ fn steps_outside_their_regions_are_refused() {
 fn inputs_and_sizes_are_checked() {
     check(|manifest, _, _| manifest.inputs.logits = 1024 - 64, "`logits` at offset 960");
     check(|manifest, _, _| manifest.inputs.token = 1020, "`token`");
+    let candidates = |count, values, ids| {
+        move |manifest: &mut Manifest, _: &mut _, _: &mut _| {
+            manifest.inputs.candidates = Some(CandidateOffsets { count, values, ids });
+        }
+    };
+    check(candidates(0, 256, 320), "0 candidates of 5");
+    check(candidates(6, 256, 320), "6 candidates of 5");
+    check(candidates(5, 1024, 320), "`values` of candidates at offset 1024");
+    check(candidates(5, 256, u64::MAX), "`ids` of candidates");
+    check(candidates(5, 256, 260), "`ids` of candidates at offset 260");
     check(|manifest, _, _| manifest.model.vocabulary = 1 << 31, "`vocabulary`");
     check(|manifest, _, _| manifest.context = 0, "`context`");
     check(|manifest, _, _| manifest.arena_bytes = u64::MAX, "`arena_bytes`");

@@ -169,8 +169,8 @@ impl Bench<'_> {
         let allocated = allocations();
         let start = Instant::now();
         for _ in 0..tokens {
-            let logits = self.session.decode(token)?;
-            token = self.sampler.sample(logits).ok_or_else(not_numbers)?;
+            self.session.decode(token)?;
+            token = self.session.sample(&mut self.sampler)?.ok_or_else(not_numbers)?;
         }
         let seconds = start.elapsed().as_secs_f64();
         Ok(GenerationRun { tokens_per_s: tokens as f64 / seconds, allocations: allocations() - allocated })
@@ -180,7 +180,7 @@ impl Bench<'_> {
         self.session.rewind(0);
         match self.workload.depth {
             0 => Ok(()),
-            depth => Ok(self.session.prefill(&self.ids[..depth]).map(drop)?),
+            depth => Ok(self.session.prefill(&self.ids[..depth])?),
         }
     }
 }

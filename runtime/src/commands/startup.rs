@@ -99,13 +99,13 @@ pub(super) fn startup(
     let ids = sample_ids(prompt, speech::allowed_ids(&program)?);
     session.prefill(&ids)?;
     clock.end(format!("prompt of {prompt} tokens"));
-    sampler.sample(session.logits()).ok_or_else(not_numbers)?;
+    session.sample(&mut sampler)?.ok_or_else(not_numbers)?;
     clock.end("choice of the token");
     let resident_bytes = machine::resident_bytes();
     session.rewind(0);
     let start = Instant::now();
     session.prefill(&ids)?;
-    sampler.sample(session.logits()).ok_or_else(not_numbers)?;
+    session.sample(&mut sampler)?.ok_or_else(not_numbers)?;
     let report = Report {
         prompt,
         threads: session.threads(),

@@ -167,7 +167,8 @@ impl DeviceExecutor {
         (0..bound.body_steps, bound.body_steps..bound.steps.len())
     }
 
-    /// Runs steps and returns when they are done and, where they end with the head, the logits are there.
+    /// Runs steps and returns when they are done and, where they end with the head, candidates or logits are
+    /// there.
     ///
     /// # Errors
     ///
@@ -196,16 +197,37 @@ impl DeviceExecutor {
             self.start_steps(job)?;
         }
         if has_logits {
-            let fetched = self.exchange.fetch_logits(&self.arena, job.logit_rows as usize);
-            fetched.map_err(|error| self.at_job(job, error))?;
+            self.fetch(job).map_err(|error| self.at_job(job, error))?;
         }
         self.exchange.wait().map_err(|error| self.at_job(job, error))?;
         if observer.is_interested() { self.report(job, observer) } else { Ok(()) }
     }
 
-    /// Logits of the last run, from the first row on.
-    pub(crate) fn floats(&self, offset: u64, count: usize) -> &[f32] {
-        self.exchange.logits(offset, count)
+    /// Puts the copy of what the head leaves into the stream: the candidates where there are any, which
+    /// nearly always suffice, else the logits.
+    fn fetch(&mut self, job: &Job) -> Result<(), Diagnostic> {
+        if job.list == 0 && self.exchange.fetch_candidates(&self.arena)? {
+            return Ok(());
+        }
+        self.exchange.fetch_logits(&self.arena, job.logit_rows as usize)
+    }
+
+    /// The largest logits of the last run and their ids; none where the list leaves none.
+    pub(crate) fn candidates(&self) -> Option<(&[f32], &[u32])> {
+        self.exchange.candidates()
+    }
+
+    /// So many rows of logits of the last run, from the first row on, fetched where they are not there yet.
+    ///
+    /// # Errors
+    ///
+    /// What the driver says.
+    pub(crate) fn logits(&mut self, offset: u64, rows: usize, count: usize) -> Result<&[f32], Diagnostic> {
+        if self.exchange.logit_rows() < rows {
+            self.exchange.fetch_logits(&self.arena, rows)?;
+            self.exchange.wait()?;
+        }
+        Ok(self.exchange.logits(offset, count))
     }
 
     /// Writes inputs of the next run.

@@ -5,7 +5,7 @@
 //! device     which device, and whether it can run the program
 //! image      machine code or PTX, and which of them
 //! memory     weights and arena on the device, pinned memory of the host
-//! exchange   ids and positions up, logits down
+//! exchange   ids and positions up, the largest logits down
 //! execute    the steps: one graph, or launch by launch
 //! persistent all steps of a token in one launch, where the program was built for it
 //! peak       what the device can do at most

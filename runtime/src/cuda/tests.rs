@@ -8,7 +8,8 @@ use serde_json::Value;
 use super::fake_driver::{self, Fake, FakeDevice, with};
 use crate::console::{Console, Failure};
 use crate::memory::Mapping;
-use crate::testing::{CONTEXT, VOCABULARY, device_program_file, expected_logits, weights};
+use crate::testing::{CANDIDATES, CONTEXT, VOCABULARY, device_program_file, expected_logits, weights};
+use crate::text::{Sampler, SamplingOptions};
 use crate::{Hardware, Program, Session, SessionError};
 
 /// How a command ended and what it wrote.
@@ -87,8 +88,12 @@ fn logits_are_those_of_the_whole_prompt_in_any_chunks() {
         for rows in [1, 2, 3, 8] {
             let mut session = session();
             session.limit_prompt_rows(rows);
-            let logits = session.prefill(&prompt).expect("it fits");
-            assert_eq!(logits, expected_logits(&prompt), "{tokens} tokens, {rows} rows");
+            session.prefill(&prompt).expect("it fits");
+            assert_eq!(
+                session.logits().expect("they come"),
+                expected_logits(&prompt),
+                "{tokens} tokens, {rows} rows"
+            );
         }
     }
 }
@@ -107,26 +112,42 @@ fn every_row_has_its_logits() {
 }
 
 #[test]
-fn a_generated_token_is_one_graph_with_an_id_and_a_position() {
+fn a_generated_token_is_one_graph_with_an_id_a_position_and_the_largest_logits() {
     let mut session = session();
     let mut tokens = prompt(9);
     session.prefill(&tokens).expect("it fits");
     // The first token also sets which row goes through the head.
     tokens.push(4);
     session.decode(4).expect("it fits");
-    with(|fake| fake.calls.clear());
+    let mut greedy = Sampler::new(SamplingOptions::default(), VOCABULARY, VOCABULARY);
+    with(|fake| (fake.calls, fake.bytes_to_host) = (Vec::new(), 0));
     for token in [7, 259, 0] {
         tokens.push(token);
-        assert_eq!(session.decode(token).expect("it fits"), expected_logits(&tokens));
+        session.decode(token).expect("it fits");
+        let next = session.sample(&mut greedy).expect("the device works");
+        assert_eq!(next, Some((token + 1) % VOCABULARY as u32));
     }
+    let each = [
+        "cuMemcpyHtoDAsync_v2",
+        "cuMemcpyHtoDAsync_v2",
+        "cuGraphLaunch",
+        "cuMemcpyDtoHAsync_v2",
+        "cuStreamSynchronize",
+    ];
     with(|fake| {
-        let each = ["cuMemcpyHtoDAsync_v2", "cuMemcpyHtoDAsync_v2", "cuGraphLaunch", "cuMemcpyDtoHAsync_v2"];
-        let each = [&each[..], &["cuStreamSynchronize"]].concat();
         assert_eq!(fake.calls, each.repeat(3));
+        assert_eq!(fake.bytes_to_host, 3 * CANDIDATES * 8);
     });
+    // The others still lie on the device; who has asked for them once has them.
+    with(|fake| fake.calls.clear());
+    for _ in 0..2 {
+        assert_eq!(session.logits().expect("they come"), expected_logits(&tokens));
+        with(|fake| assert_eq!(fake.calls, ["cuMemcpyDtoHAsync_v2", "cuStreamSynchronize"]));
+    }
     session.rewind(2);
     let expected = expected_logits(&[tokens[0], tokens[1], 9, 9]);
-    assert_eq!(session.prefill(&[9, 9]).expect("it fits"), expected);
+    session.prefill(&[9, 9]).expect("it fits");
+    assert_eq!(session.logits().expect("they came"), expected);
 }
 
 /// The counting program, built to run a token in one launch.
@@ -148,16 +169,20 @@ fn a_token_of_a_persistent_program_is_one_launch() {
     session.prefill(&tokens).expect("it fits");
     tokens.push(4);
     session.decode(4).expect("it fits");
+    let mut greedy = Sampler::new(SamplingOptions::default(), VOCABULARY, VOCABULARY);
     with(|fake| fake.calls.clear());
     for token in [7, 259] {
         tokens.push(token);
-        assert_eq!(session.decode(token).expect("it fits"), expected_logits(&tokens));
+        session.decode(token).expect("it fits");
+        let next = session.sample(&mut greedy).expect("the device works");
+        assert_eq!(next, Some((token + 1) % VOCABULARY as u32));
     }
     with(|fake| {
         let each = ["cuMemcpyHtoDAsync_v2", "cuMemcpyHtoDAsync_v2", "cuLaunchCooperativeKernel"];
         let each = [&each[..], &["cuMemcpyDtoHAsync_v2", "cuStreamSynchronize"]].concat();
         assert_eq!(fake.calls, each.repeat(2));
     });
+    assert_eq!(session.logits().expect("they come"), expected_logits(&tokens));
 }
 
 #[test]
@@ -176,6 +201,44 @@ fn a_persistent_program_is_a_graph_where_blocks_cannot_wait_for_one_another() {
             assert_eq!(fake.count("cuGraphLaunch") > 0, !is_persistent, "{together:?}");
         });
     }
+}
+
+/// A sampler to which everything counts asks for everything, and chooses as it would on the processor.
+#[test]
+fn all_logits_come_where_the_largest_do_not_decide() {
+    let options = SamplingOptions { temperature: 3.0, seed: 9, ..SamplingOptions::default() };
+    let (mut of_all, mut sampler) = [(); 2].map(|()| Sampler::new(options, VOCABULARY, VOCABULARY)).into();
+    let mut session = session();
+    let mut tokens = Vec::new();
+    for token in [7, 100, 3, 3] {
+        tokens.push(token);
+        session.decode(token).expect("it fits");
+        with(|fake| fake.bytes_to_host = 0);
+        let found = session.sample(&mut sampler).expect("the device works");
+        assert_eq!(found, of_all.sample(&expected_logits(&tokens)));
+        with(|fake| assert_eq!(fake.bytes_to_host, 4 * VOCABULARY));
+    }
+}
+
+/// A program without candidates, which `--no-pass` builds.
+#[test]
+fn logits_come_where_nothing_else_does() {
+    let mut file = device_program_file();
+    file.lists.lists[0].head.pop();
+    file.manifest.inputs.candidates = None;
+    assert_eq!(run_on(&file, &["run", "--raw", "-p", "xa", "-n", "3"]).output, "bcd\n");
+    // Behind the prompt, and behind each token but the last.
+    with(|fake| assert_eq!(fake.bytes_to_host, 3 * 4 * VOCABULARY));
+}
+
+#[test]
+fn candidates_that_lie_apart_come_as_well() {
+    let mut file = device_program_file();
+    let apart = 12_288;
+    file.lists.lists[0].head[2].operands[2].offset = apart;
+    file.manifest.inputs.candidates.as_mut().expect("there are some").ids = apart;
+    assert_eq!(run_on(&file, &["run", "--raw", "-p", "xa", "-n", "3"]).output, "bcd\n");
+    with(|fake| assert_eq!(fake.bytes_to_host, 4 * VOCABULARY + 2 * 8 * CANDIDATES));
 }
 
 #[test]
@@ -308,7 +371,10 @@ fn a_device_lost_in_the_middle_ends_with_the_steps_name() {
     lost("cuGraphLaunch", 2);
     let ended = run(&["run", "--raw", "-p", "xa"]);
     assert_eq!(ended.output, "bcd\n");
-    ended.says(&["step 0 of `decode`, kernel `write_cache`, to step 3 of `decode`, kernel `logits`", name]);
+    ended.says(&[
+        "step 0 of `decode`, kernel `write_cache`, to step 4 of `decode`, kernel `candidates`",
+        name,
+    ]);
     let mut session = session();
     lost("cuStreamSynchronize", 0);
     let error = session.prefill(&[1, 2]).expect_err("the device is lost");

@@ -82,11 +82,23 @@ impl Executor {
         }
     }
 
-    /// `count` logits, between runs.
-    pub(crate) fn floats(&self, offset: u64, count: usize) -> &[f32] {
+    /// Logits of so many rows of `columns` each, between runs.
+    ///
+    /// # Errors
+    ///
+    /// What a device's driver says.
+    pub(crate) fn logits(&mut self, offset: u64, rows: usize, columns: usize) -> Result<&[f32], Diagnostic> {
         match self {
-            Self::Processor(executor) => executor.floats(offset, count),
-            Self::Device(executor) => executor.floats(offset, count),
+            Self::Processor(executor) => Ok(executor.floats(offset, rows * columns)),
+            Self::Device(executor) => executor.logits(offset, rows, rows * columns),
+        }
+    }
+
+    /// The largest logits of the last row and their ids, where a device has left them.
+    pub(crate) fn candidates(&self) -> Option<(&[f32], &[u32])> {
+        match self {
+            Self::Processor(_) => None,
+            Self::Device(executor) => executor.candidates(),
         }
     }
 

@@ -2,6 +2,9 @@
 //!
 //! The order is that of Hugging Face's processors: repetition penalty, temperature, top-k, top-p. All buffers
 //! are reserved at creation; choosing a token allocates nothing.
+//!
+//! Where a device keeps the logits, its largest ones usually decide: what is not among them is at most the
+//! smallest of them, and a repetition penalty only lowers it further. From there on both ways are one.
 
 use super::exponential::exponential;
 use super::random::Random;
@@ -43,6 +46,7 @@ struct Candidate {
 pub struct Sampler {
     options: SamplingOptions,
     random: Random,
+    vocabulary: usize,
     /// Ids at and beyond it are never chosen.
     allowed: usize,
     /// Distinct ids seen, in the order seen.
@@ -50,6 +54,8 @@ pub struct Sampler {
     /// One bit per id.
     is_seen: Vec<u64>,
     scores: Vec<f32>,
+    /// Ids of the scores, ascending; empty where the scores are those of all ids.
+    ids: Vec<u32>,
     candidates: Vec<Candidate>,
 }
 
@@ -61,10 +67,12 @@ impl Sampler {
         Self {
             options,
             random: Random::new(options.seed),
+            vocabulary,
             allowed: allowed.min(vocabulary),
             seen: Vec::with_capacity(vocabulary),
             is_seen: vec![0; vocabulary.div_ceil(64)],
             scores: Vec::with_capacity(vocabulary),
+            ids: Vec::with_capacity(vocabulary),
             candidates: Vec::with_capacity(if is_greedy { 0 } else { vocabulary }),
         }
     }
@@ -82,45 +90,86 @@ impl Sampler {
 
     /// The next token, noted as seen; none where no logit of an allowed id is a number above −∞.
     pub fn sample(&mut self, logits: &[f32]) -> Option<u32> {
+        self.ids.clear();
         self.scores.clear();
         self.scores.extend_from_slice(&logits[..logits.len().min(self.allowed)]);
-        self.penalize_repetition();
-        let id = if self.options.temperature <= 0.0 { self.largest() } else { self.draw() }?;
+        let penalty = self.options.repetition_penalty;
+        // Without a penalty a long conversation need not be walked through.
+        for &id in self.seen.iter().filter(|_| penalty != 1.0) {
+            if let Some(score) = self.scores.get_mut(id as usize) {
+                *score = penalized(*score, penalty);
+            }
+        }
+        self.choose()
+    }
+
+    /// The token that [`Sampler::sample`] would choose, from the largest logits alone: `values`, largest
+    /// first, with their `ids`. None where they do not decide; nothing has changed then.
+    pub fn sample_largest(&mut self, values: &[f32], ids: &[u32]) -> Option<u32> {
+        let smallest = *values.last()?;
+        let at_most = if values.len() < self.vocabulary { smallest } else { f32::NEG_INFINITY };
+        self.ids.clear();
+        self.scores.clear();
+        for (&value, &id) in values.iter().zip(ids) {
+            // What is no number has no place among the others.
+            if value.is_nan() {
+                return None;
+            }
+            if (id as usize) < self.allowed {
+                let place = self.ids.partition_point(|&other| other < id);
+                let penalty = if self.has_seen(id) { self.options.repetition_penalty } else { 1.0 };
+                self.ids.insert(place, id);
+                self.scores.insert(place, penalized(value, penalty));
+            }
+        }
+        if self.decides(at_most) { self.choose() } else { None }
+    }
+
+    /// Whether logits that were `at_most` this, before any penalty, cannot be chosen beside the scores.
+    fn decides(&self, at_most: f32) -> bool {
+        if at_most == f32::NEG_INFINITY {
+            return true;
+        }
+        let SamplingOptions { temperature, top_k, repetition_penalty, .. } = self.options;
+        let needed = if temperature <= 0.0 { 1 } else { top_k as usize };
+        let is_lowered = repetition_penalty >= 1.0;
+        is_lowered && needed > 0 && self.scores.iter().filter(|score| **score > at_most).count() >= needed
+    }
+
+    fn has_seen(&self, id: u32) -> bool {
+        self.is_seen.get(id as usize / 64).is_some_and(|word| word >> (id % 64) & 1 == 1)
+    }
+
+    /// Chooses among the scores.
+    fn choose(&mut self) -> Option<u32> {
+        let best = self.largest()?;
+        let id = if self.options.temperature <= 0.0 {
+            id_of(&self.ids, best)
+        } else {
+            self.draw(self.scores[best])?
+        };
         self.observe(id);
         Some(id)
     }
 
-    fn penalize_repetition(&mut self) {
-        let penalty = self.options.repetition_penalty;
-        if penalty == 1.0 {
-            return;
-        }
-        for &id in &self.seen {
-            if let Some(score) = self.scores.get_mut(id as usize) {
-                *score = if *score < 0.0 { *score * penalty } else { *score / penalty };
-            }
-        }
-    }
-
-    /// The id of the largest score, the lowest of equal ones.
-    fn largest(&self) -> Option<u32> {
+    /// The place of the largest score, the first of equal ones.
+    fn largest(&self) -> Option<usize> {
         let mut best: Option<(usize, f32)> = None;
-        for (id, &score) in self.scores.iter().enumerate() {
+        for (index, &score) in self.scores.iter().enumerate() {
             if score > best.map_or(f32::NEG_INFINITY, |(_, best)| best) {
-                best = Some((id, score));
+                best = Some((index, score));
             }
         }
-        best.map(|(id, _)| id as u32)
+        best.map(|(index, _)| index)
     }
 
-    /// A random id by temperature, top-k and top-p.
-    fn draw(&mut self) -> Option<u32> {
-        let maximum = self.scores[self.largest()? as usize];
+    /// A random id by temperature, top-k and top-p; `maximum` is the largest score.
+    fn draw(&mut self, maximum: f32) -> Option<u32> {
         let temperature = f64::from(self.options.temperature);
         self.candidates.clear();
-        for (id, &score) in self.scores.iter().enumerate() {
+        for (index, &score) in self.scores.iter().enumerate() {
             if score > f32::NEG_INFINITY {
-                self.candidates.push(Candidate { score, id: id as u32, weight: 0.0 });
+                self.candidates.push(Candidate { score, id: id_of(&self.ids, index), weight: 0.0 });
             }
         }
         self.keep_top_k();
@@ -148,7 +197,8 @@ impl Sampler {
     /// Leaves the k largest and those equal to the kth, in descending order.
     fn keep_top_k(&mut self) {
         let k = self.options.top_k as usize;
-        if k == 0 || k >= self.candidates.len() {
+        // Where there are just as many, they are sorted too: others may have been left out before.
+        if k == 0 || k > self.candidates.len() {
             return;
         }
         let (_, kth, _) = self.candidates.select_nth_unstable_by(k - 1, descending);
@@ -184,10 +234,23 @@ impl Sampler {
     }
 }
 
+/// The id of the score at a place.
+fn id_of(ids: &[u32], place: usize) -> u32 {
+    ids.get(place).copied().unwrap_or(place as u32)
+}
+
+/// The score of an id that was seen.
+fn penalized(score: f32, penalty: f32) -> f32 {
+    if score < 0.0 { score * penalty } else { score / penalty }
+}
+
 /// Larger scores first, then lower ids.
 fn descending(a: &Candidate, b: &Candidate) -> Ordering {
     b.score.total_cmp(&a.score).then(a.id.cmp(&b.id))
 }
+
+#[cfg(test)]
+mod agreement;
 
 #[cfg(test)]
 mod tests {

@@ -145,6 +145,8 @@ pub struct TargetDescription {
     /// Products with quantized weights multiply integers: they want activations as
     /// [`Element::I8`](crate::Element::I8) or [`Element::I16`](crate::Element::I16).
     pub multiplies_integers: bool,
+    /// The arena lies in memory of a device: the host sees what is copied to it.
+    pub has_own_memory: bool,
 }
 
 /// A finished, immutable target.

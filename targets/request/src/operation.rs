@@ -146,7 +146,8 @@ pub enum Operation {
     /// `(x f32[rows, experts]) -> f32[rows, experts]`: softmax over all experts.
     Softmax,
     /// `(p f32[rows, experts]) -> f32[rows, k], i32[rows, k]`: the `k` largest, largest first, the
-    /// lower index first where equal; with `normalize` divided by their sum.
+    /// lower index first where equal; with `normalize` divided by their sum. Probabilities, which are 0
+    /// or more; a target with memory of its own is asked for the largest of any numbers too.
     TopK {
         /// Experts chosen for each row.
         k: u64,

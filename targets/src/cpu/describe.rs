@@ -196,6 +196,7 @@ fn build_target(level: &Level, features: &[&Feature]) -> CpuTarget {
             required_features,
             vector_lanes: level.vector_lanes,
             multiplies_integers: true,
+            has_own_memory: false,
         },
         processor: level.processor,
         features: llvm_features.join(","),

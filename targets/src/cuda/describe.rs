@@ -62,6 +62,7 @@ impl CudaTarget {
             // What padding pays for: rows of activations that 16-byte loads fit.
             vector_lanes: 8,
             multiplies_integers: false,
+            has_own_memory: true,
         };
         Some(Self { description, architectures })
     }

@@ -25,6 +25,7 @@ mod remove_dead_values;
 mod resolve_rope;
 mod rewrite;
 mod run;
+mod select_candidates;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -44,6 +45,8 @@ pub struct PassContext<'a> {
     pub max_rows: u64,
     /// The target multiplies quantized weights with activations in integers.
     pub multiplies_integers: bool,
+    /// The target's memory is not the host's: what the host is to see is copied to it.
+    pub has_own_memory: bool,
 }
 
 /// A rewrite of the graph. Returns the number of places rewritten.
@@ -141,6 +144,11 @@ pub const PASSES: &[Pass] = &[
         QUANTIZE_ACTIVATIONS,
         "rounds activations to integers in front of products with quantized weights",
         quantize_activations::run,
+    ),
+    optional(
+        "select_candidates",
+        "leaves the largest logits of a generated token, for a host that would have to fetch them all",
+        select_candidates::run,
     ),
     mandatory(
         "remove_dead_values",

@@ -125,6 +125,19 @@ pub struct PlannedInputs {
     pub logit_rows: u64,
     /// `logits f32[logit_rows, vocabulary]`.
     pub logits: u64,
+    /// The largest logits, where a list leaves them.
+    pub candidates: Option<PlannedCandidates>,
+}
+
+/// Where the largest logits of a row lie, largest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlannedCandidates {
+    /// How many.
+    pub count: u64,
+    /// `candidates f32[count]`.
+    pub values: u64,
+    /// `candidates.ids i32[count]`.
+    pub ids: u64,
 }
 
 /// Everything the emitted program needs to know about addresses.

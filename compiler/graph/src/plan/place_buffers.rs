@@ -3,8 +3,9 @@
 //! # What it does
 //!
 //! Gives every value, cache and workspace a range of one arena. What outlives a step comes first, once
-//! for all lists: the runtime's inputs (sized for the largest list), the caches, the logits. Behind it
-//! each list packs its own values as if it were alone, because lists never run at the same time.
+//! for all lists: the runtime's inputs (sized for the largest list), the caches, the logits and the
+//! largest of them. Behind it each list packs its own values as if it were alone, because lists never run
+//! at the same time.
 //!
 //! A value is in use from the step that writes it to the last one that reads it. The head may run
 //! several times after one run of the body, so what it reads from the body stays in use to its end.
@@ -15,7 +16,7 @@ use std::collections::BTreeMap;
 
 use qwen2c_request::{Operation, Target};
 
-use super::{ALIGNMENT_BYTES, PlanError, PlannedBuffer, PlannedInputs};
+use super::{ALIGNMENT_BYTES, PlanError, PlannedBuffer, PlannedCandidates, PlannedInputs};
 use crate::schedule::{Schedule, ScheduledList};
 use crate::{CacheId, ValueId};
 
@@ -71,6 +72,7 @@ pub(super) fn run(schedule: &Schedule, target: &dyn Target) -> Result<Placement,
         let bytes = shared_value_bytes(schedule, name, is_input)?;
         shared.append(name, bytes)?;
     }
+    let candidates = place_candidates(schedule, &mut shared)?;
     let offset_of = |name: &str| shared.find(name).map_or(0, |buffer| buffer.offset);
     let inputs = PlannedInputs {
         token: offset_of("token"),
@@ -78,6 +80,7 @@ pub(super) fn run(schedule: &Schedule, target: &dyn Target) -> Result<Placement,
         slot: offset_of("slot"),
         logit_rows: offset_of("logit_rows"),
         logits: offset_of("logits"),
+        candidates,
     };
     let base = aligned(shared.end, "activations")?;
     let mut arena_bytes = base;
@@ -106,7 +109,8 @@ impl SharedBuffers {
         self.buffers.iter().find(|buffer| buffer.name == name)
     }
 
-    fn append(&mut self, name: &str, bytes: u64) -> Result<(), PlanError> {
+    /// Places bytes; returns their offset.
+    fn append(&mut self, name: &str, bytes: u64) -> Result<u64, PlanError> {
         let offset = aligned(self.end, name)?;
         self.end = offset.checked_add(bytes).ok_or_else(|| PlanError::TooLarge { name: name.to_owned() })?;
         self.buffers.push(PlannedBuffer {
@@ -117,7 +121,7 @@ impl SharedBuffers {
             first_step: 0,
             last_step: usize::MAX,
         });
-        Ok(())
+        Ok(offset)
     }
 }
 
@@ -166,6 +170,29 @@ fn place_caches(
     }
     shared.cache_bytes = if types.is_empty() { 0 } else { shared.end - aligned(before, "caches")? };
     Ok(())
+}
+
+/// Places the largest logits for the lists that leave them; tells where the first list's are.
+fn place_candidates(
+    schedule: &Schedule,
+    shared: &mut SharedBuffers,
+) -> Result<Option<PlannedCandidates>, PlanError> {
+    let type_of = |list: &ScheduledList, name: &str| {
+        let id = list.graph.outputs.iter().find(|id| list.graph.value(**id).name == name)?;
+        Some(list.graph.value(*id).ty.clone())
+    };
+    let mut offsets = [0; 2];
+    for (name, offset) in ["candidates", "candidates.ids"].into_iter().zip(&mut offsets) {
+        let bytes = schedule
+            .lists
+            .iter()
+            .filter_map(|list| Some(type_of(list, name)?.bytes(list.max_rows, list.max_logit_rows)));
+        let Some(bytes) = bytes.max() else { return Ok(None) };
+        *offset = shared.append(name, bytes)?;
+    }
+    let of_first = schedule.lists.first().and_then(|list| type_of(list, "candidates"));
+    let [values, ids] = offsets;
+    Ok(of_first.map(|ty| PlannedCandidates { count: ty.columns(), values, ids }))
 }
 
 /// Packs the values and workspaces of one list behind `base`.

@@ -48,8 +48,8 @@ fn steps_carry_their_operands_in_order() {
     let plan = tiny_plan(&config);
     let decode = &plan.lists[0];
     assert_eq!(decode.body.len() + decode.head.len(), schedule.lists[0].graph.operations.len());
-    // gather_rows, rms_norm, matmul
-    assert_eq!(decode.head.len(), 3);
+    // gather_rows, rms_norm, matmul, top_k
+    assert_eq!(decode.head.len(), 4);
     assert!(decode.head.iter().all(|step| step.row_axis == RowAxis::LogitRows && step.layer.is_none()));
     assert!(decode.body.iter().all(|step| step.row_axis == RowAxis::Rows));
 
@@ -69,6 +69,13 @@ fn steps_carry_their_operands_in_order() {
     let logits = decode.head[2].operands.last().expect("an output");
     assert_eq!(logits.offset, plan.inputs.logits);
     assert_eq!(logits.bytes, 4 * 101);
+    let candidates = plan.inputs.candidates.expect("the decode list leaves them");
+    assert_eq!(candidates.count, 64);
+    let places: Vec<(u64, u64)> =
+        decode.head[3].operands.iter().map(|operand| (operand.offset, operand.bytes)).collect();
+    assert_eq!(places[..3], [(logits.offset, 4 * 101), (candidates.values, 256), (candidates.ids, 256)]);
+    // One copy takes both.
+    assert_eq!(candidates.ids, candidates.values + 256);
 }
 
 #[test]

@@ -37,7 +37,14 @@ pub(crate) fn manifest() -> Manifest {
         weight_bytes: WEIGHT_BYTES,
         kv_cache_bytes: 128,
         arena_bytes: 1024,
-        inputs: InputOffsets { token: 0, position: 64, slot: 128, logit_rows: 192, logits: 256 },
+        inputs: InputOffsets {
+            token: 0,
+            position: 64,
+            slot: 128,
+            logit_rows: 192,
+            logits: 256,
+            candidates: None,
+        },
         generation: GenerationDefaults {
             stop_ids: vec![2],
             bos_id: None,

@@ -9,7 +9,7 @@ use crate::cuda::driver::functions::{
 use crate::testing::ROWS_PER_BLOCK;
 
 /// Handle of the persistent kernel, and words of a row of its table.
-const PERSISTENT: usize = 5;
+const PERSISTENT: usize = 6;
 const ROW_WORDS: usize = 1 + OPERANDS;
 
 fn put<T>(place: *mut T, value: T) {
@@ -181,6 +181,7 @@ extern "C" fn copy_to_device(
 
 extern "C" fn copy_to_host(to: *mut c_void, from: DeviceAddress, bytes: usize, _stream: Handle) -> Status {
     answer("cuMemcpyDtoHAsync_v2", |fake| {
+        fake.bytes_to_host += bytes;
         fake.stream.push_back(Work::ToHost(to as usize, from, bytes));
         SUCCESS
     })
@@ -242,7 +243,8 @@ extern "C" fn module_function(function: *mut Handle, _module: Handle, name: *con
     answer("cuModuleGetFunction", |_| {
         // SAFETY: callers give a C string.
         let name = unsafe { CStr::from_ptr(name) }.to_bytes();
-        let names: [&[u8]; 5] = [b"write_cache", b"sum_cache", b"gather", b"logits", b"persistent_decode"];
+        let names: [&[u8]; 6] =
+            [b"write_cache", b"sum_cache", b"gather", b"logits", b"candidates", b"persistent_decode"];
         match names.iter().position(|known| *known == name) {
             Some(index) => {
                 put(function, (index + 1) as Handle);
@@ -281,7 +283,7 @@ extern "C" fn launch(
 }
 
 /// Walks through the table of a persistent kernel, whose launches are those of the counting program: one for
-/// each kernel, and two for the last.
+/// each kernel, and two for the logits.
 extern "C" fn launch_together(
     function: Handle,
     across: c_uint,
@@ -310,7 +312,7 @@ extern "C" fn launch_together(
         };
         assert_eq!((word, before), (table + 8 * words.len() as u64, 0));
         for row in words.chunks(ROW_WORDS) {
-            let kernel = (row[0] as usize).min(3);
+            let kernel = [0, 1, 2, 3, 3, 4][row[0] as usize];
             let operands = [row[1], row[2], row[3]];
             fake.stream.push_back(Work::Launch(FakeLaunch { kernel, rows_of_blocks: 1, operands, rows: 1 }));
         }

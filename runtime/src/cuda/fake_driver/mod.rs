@@ -59,6 +59,8 @@ pub(in crate::cuda) struct Fake {
     pub(in crate::cuda) together: (c_int, bool),
     /// Calls by name, in order.
     pub(in crate::cuda) calls: Vec<&'static str>,
+    /// Bytes that copies have brought to the host.
+    pub(in crate::cuda) bytes_to_host: usize,
     /// First bytes of the images that were loaded.
     pub(in crate::cuda) images: Vec<Vec<u8>>,
     /// Everything that was made and not given back.
@@ -92,6 +94,7 @@ impl Fake {
             refused_image: None,
             together: (2, true),
             calls: Vec::new(),
+            bytes_to_host: 0,
             images: Vec::new(),
             alive: BTreeSet::new(),
             memory: BTreeMap::new(),

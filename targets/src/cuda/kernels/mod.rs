@@ -23,6 +23,7 @@ mod prompt_matmul;
 mod rms_norm;
 mod rotate;
 mod rotate_and_write_cache;
+mod select_largest;
 mod softmax;
 mod tile_cut;
 mod tile_fragments;
@@ -179,6 +180,7 @@ pub(super) fn buffer_elements(request: &KernelRequest) -> Vec<Element> {
 pub(super) fn workspace_bytes(request: &KernelRequest) -> u64 {
     match request.operation {
         Operation::Attention { .. } => attention::workspace_bytes(request),
+        Operation::TopK { .. } => select_largest::workspace_bytes(request),
         _ => 0,
     }
 }
@@ -204,6 +206,9 @@ fn launches_of(request: &KernelRequest, layouts: &[WeightLayout]) -> Vec<(&'stat
             single(Shape { blocks: heads, ..Shape::row() })
         }
         Operation::CausalSoftmax => single(causal_softmax::shape(request)),
+        Operation::TopK { .. } => {
+            select_largest::Cut::new(request).map_or_else(|| single(Shape::row()), select_largest::launches)
+        }
         // One table for all rows.
         Operation::GroupRows { .. } => {
             single(Shape { rows_per_block: request.max_rows.max(1), ..Shape::row() })
@@ -240,7 +245,10 @@ pub(super) fn body(kernel: &Kernel<'_, '_>, launch: usize) {
         Operation::ScaleRows => elementwise::scale_rows(kernel),
         Operation::Slice { first } => elementwise::slice(kernel, first),
         Operation::Softmax => softmax::body(kernel),
-        Operation::TopK { k, normalize } => top_k::body(kernel, k, normalize),
+        Operation::TopK { k, normalize } => match select_largest::Cut::new(kernel.request) {
+            Some(cut) => select_largest::body(kernel, cut, launch),
+            None => top_k::body(kernel, k, normalize),
+        },
         Operation::GroupRows { experts } => group_rows::body(kernel, experts),
     }
 }
