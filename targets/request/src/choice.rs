@@ -145,6 +145,9 @@ pub struct TargetDescription {
     /// Products with quantized weights multiply integers: they want activations as
     /// [`Element::I8`](crate::Element::I8) or [`Element::I16`](crate::Element::I16).
     pub multiplies_integers: bool,
+    /// Starting a kernel takes so long that steps of one row should have few: they want norms in front of
+    /// products, and the way into the caches behind them, inside the products' kernels.
+    pub prefers_few_launches: bool,
 }
 
 /// A finished, immutable target.

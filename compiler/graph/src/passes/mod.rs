@@ -12,6 +12,8 @@ mod fuse_add_and_norm;
 mod fuse_attention;
 mod fuse_bias_into_projection;
 mod fuse_bias_rope_and_cache_write;
+mod fuse_norm_into_projection;
+mod fuse_projection_and_cache_write;
 mod fuse_residual_into_projection;
 mod fuse_silu_and_multiply;
 mod group_experts;
@@ -44,6 +46,8 @@ pub struct PassContext<'a> {
     pub max_rows: u64,
     /// The target multiplies quantized weights with activations in integers.
     pub multiplies_integers: bool,
+    /// The target wants few kernels for steps of one row.
+    pub prefers_few_launches: bool,
 }
 
 /// A rewrite of the graph. Returns the number of places rewritten.
@@ -141,6 +145,16 @@ pub const PASSES: &[Pass] = &[
         QUANTIZE_ACTIVATIONS,
         "rounds activations to integers in front of products with quantized weights",
         quantize_activations::run,
+    ),
+    optional(
+        "fuse_projection_and_cache_write",
+        "rotates and writes to the cache inside the projection, where a step brings one row",
+        fuse_projection_and_cache_write::run,
+    ),
+    optional(
+        "fuse_norm_into_projection",
+        "normalizes inside the projections behind a norm, where a step brings one row",
+        fuse_norm_into_projection::run,
     ),
     mandatory(
         "remove_dead_values",

@@ -29,6 +29,7 @@ impl FakeTarget {
             required_features: Vec::new(),
             vector_lanes: 8,
             multiplies_integers: false,
+            prefers_few_launches: false,
         };
         Self { description, refused: None }
     }
