@@ -245,6 +245,7 @@ fn fuse(
             target_lanes: u64::from(request.target.description().vector_lanes),
             max_rows: list.max_rows,
             multiplies_integers: request.multiplies_integers(),
+            prefers_few_launches: request.target.description().prefers_few_launches,
         };
         let of_list = run_passes(&mut list.graph, &context, &disabled, &mut |_, _, _| {})
             .map_err(|error| Failure::Bug(refused_by_verifier(&error)))?;

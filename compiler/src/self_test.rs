@@ -69,7 +69,14 @@ pub(crate) fn record(
     let rows = tokens.len() as u64;
     let options = GraphOptions { dtype, storage, context: rows, slots: 1, layers: Some(layers(config)) };
     let mut graph = build_graph(config, &options);
-    let context = PassContext { config, target_lanes: 1, max_rows: rows, multiplies_integers };
+    // Fewer launches change no bit.
+    let context = PassContext {
+        config,
+        target_lanes: 1,
+        max_rows: rows,
+        multiplies_integers,
+        prefers_few_launches: false,
+    };
     resolve(&mut graph, &context)?;
     let count = MOST_COLUMNS.min(config.vocabulary);
     let columns: Vec<u32> = (0..count).map(|index| (index * config.vocabulary / count) as u32).collect();
@@ -250,8 +257,13 @@ mod tests {
             layers: Some(layers(&whole)),
         };
         let mut graph = qwen2c_graph::build_graph(&whole, &options);
-        let context =
-            PassContext { config: &whole, target_lanes: 1, max_rows: 1, multiplies_integers: false };
+        let context = PassContext {
+            config: &whole,
+            target_lanes: 1,
+            max_rows: 1,
+            multiplies_integers: false,
+            prefers_few_launches: false,
+        };
         super::resolve(&mut graph, &context).unwrap();
         let source = RandomWeights::new(5);
         let mut interpreter = qwen2c_graph::Interpreter::new(&graph, &source).unwrap();

@@ -35,7 +35,13 @@ fn graphs(checkpoint: &Checkpoint, dtype: Element) -> [(&'static str, Graph); 2]
     );
     let run = |disabled: &BTreeSet<&str>| {
         let mut graph = plain.clone();
-        let context = PassContext { config, target_lanes: 8, max_rows: 8, multiplies_integers: true };
+        let context = PassContext {
+            config,
+            target_lanes: 8,
+            max_rows: 8,
+            multiplies_integers: true,
+            prefers_few_launches: false,
+        };
         run_passes(&mut graph, &context, disabled, &mut |_, _, _| {})
             .expect("the passes keep the graph valid");
         graph

@@ -196,6 +196,7 @@ fn build_target(level: &Level, features: &[&Feature]) -> CpuTarget {
             required_features,
             vector_lanes: level.vector_lanes,
             multiplies_integers: true,
+            prefers_few_launches: false,
         },
         processor: level.processor,
         features: llvm_features.join(","),

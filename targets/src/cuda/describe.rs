@@ -62,6 +62,7 @@ impl CudaTarget {
             // What padding pays for: rows of activations that 16-byte loads fit.
             vector_lanes: 8,
             multiplies_integers: false,
+            prefers_few_launches: true,
         };
         Some(Self { description, architectures })
     }
