@@ -17,7 +17,7 @@ use super::tile_cut::Cut;
 use super::unit_product::{InputRow, UnitProduct};
 use super::{Kernel, REDUCTION_BYTES, Shape, normalized_row, prompt_matmul};
 use crate::builder::{Buffer, Compare, Val, WARP_THREADS};
-use crate::cuda::layout::{BLOCK_UNITS, WarpGeometry};
+use crate::cuda::layout::{BLOCK_UNITS, UNIT_BYTES, WarpGeometry};
 
 /// Warps of a block.
 const WARPS: u64 = 4;
@@ -204,6 +204,9 @@ pub(super) fn multiply_rows<'k>(
     let first_row = kernel.row() * k.int(side_by_side);
     let last_row = kernel.rows - k.int(1);
     let columns = k.int(geometry.columns);
+    if kernel.request.operation.norm().is_some() {
+        prefetch(kernel, geometry, tasks);
+    }
     // Rows that do not exist are the last one again, and are not stored.
     let inputs: Vec<InputRow<'_>> = (0..side_by_side)
         .map(|row| kernel.input(0).at((first_row + k.int(row)).minimum(last_row) * columns))
@@ -223,6 +226,38 @@ pub(super) fn multiply_rows<'k>(
     } else {
         k.repeat(k.int(0), k.int(tasks.rounds), 1, multiply_task);
     }
+}
+
+/// Asks for the warp's first weights, which come while the row is normalized.
+fn prefetch(kernel: &Kernel<'_, '_>, geometry: WarpGeometry, tasks: Tasks) {
+    let k = kernel.k;
+    let lane = kernel.thread() % k.int(WARP_THREADS);
+    let (task, part) = tasks.of_warp(kernel, k.int(0));
+    // What a last block has less than 32 units of lies elsewhere, and is little.
+    k.when(part.compare(Compare::Less, k.int(geometry.units() / BLOCK_UNITS)), || {
+        let start = part * k.int(geometry.block_bytes(BLOCK_UNITS)) + lane * k.int(UNIT_BYTES);
+        for panel in panels(geometry, tasks, kernel.weight(0), task) {
+            for row in 0..geometry.panel_rows {
+                let row = k.int(row * BLOCK_UNITS * UNIT_BYTES);
+                k.prefetch_to_shared_cache(panel.at_bytes(start + row));
+            }
+        }
+    });
+}
+
+/// The panels of a task of a matrix that begins at `matrix`, those of the first half first.
+fn panels<'k>(geometry: WarpGeometry, tasks: Tasks, matrix: Buffer<'k>, task: Val<'k>) -> Vec<Buffer<'k>> {
+    let k = task.builder();
+    let last_panel = k.int(geometry.panels() / tasks.halves - 1);
+    (0..tasks.halves)
+        .flat_map(|half| (0..tasks.panels).map(move |index| (half, index)))
+        .map(|(half, index)| {
+            // Panels that do not exist are the last one again, and are not stored.
+            let panel = (task * k.int(tasks.panels) + k.int(index)).minimum(last_panel);
+            let panel = tasks.first_panel(geometry, panel) + k.int(half * tasks.half_panels);
+            matrix.at_bytes(panel * k.int(geometry.panel_bytes()))
+        })
+        .collect()
 }
 
 /// One result for each of a warp's first threads.
@@ -248,16 +283,7 @@ pub(super) fn multiply<'k>(
     let lane = kernel.thread() % k.int(WARP_THREADS);
     let (task, part) = tasks.of_warp(kernel, round);
     let is_task = task.compare(Compare::Less, k.int(tasks.count));
-    let last_panel = k.int(geometry.panels() / tasks.halves - 1);
-    let panels: Vec<Buffer<'k>> = (0..tasks.halves)
-        .flat_map(|half| (0..tasks.panels).map(move |index| (half, index)))
-        .map(|(half, index)| {
-            // Panels that do not exist are the last one again, and are not stored.
-            let panel = (task * k.int(tasks.panels) + k.int(index)).minimum(last_panel);
-            let panel = tasks.first_panel(geometry, panel) + k.int(half * tasks.half_panels);
-            matrix.at_bytes(panel * k.int(geometry.panel_bytes()))
-        })
-        .collect();
+    let panels = panels(geometry, tasks, matrix, task);
     let product = UnitProduct { geometry, panels: &panels, inputs, lane, split: (part, tasks.split) };
     let results = (tasks.rows as usize) * inputs.len();
     let zeros = vec![k.float(0.0, 1); results * tasks.halves as usize];
