@@ -51,8 +51,8 @@ pub enum Operation {
     /// `(x T[rows, k], [residual f32[rows, n]]) w:T[n, k], [w:f32[n] bias], [w:f32[k] norm] -> f32[rows, n]`,
     /// or with `silu_multiply` `w:T[2n, k] -> T[rows, n]`. `x` may be `I8` or `I16` where the weight is
     /// quantized in the same groups: the product is then one of integers, scaled group by group. With
-    /// `norm` it is `f32[rows, k]`, and is normalized as by [`Operation::RmsNorm`] with the last weight and rounded to
-    /// `T`, which is the first weight's element type, before it is multiplied.
+    /// `norm` it is `f32[rows, k]`, and is normalized as by [`Operation::RmsNorm`] with the last weight and
+    /// rounded to `T`, which is the first weight's element type, before it is multiplied.
     ///
     /// `y = x · wᵀ (+ bias) (+ residual)`. With `silu_multiply` the weight's first `n` rows are the
     /// gate, the others the up projection, and the result is `silu(gate) * up` (Shazeer 2020);
