@@ -246,6 +246,7 @@ fn fuse(
             max_rows: list.max_rows,
             multiplies_integers: request.multiplies_integers(),
             has_own_memory: request.target.description().has_own_memory,
+            prefers_few_launches: request.target.description().prefers_few_launches,
         };
         let of_list = run_passes(&mut list.graph, &context, &disabled, &mut |_, _, _| {})
             .map_err(|error| Failure::Bug(refused_by_verifier(&error)))?;

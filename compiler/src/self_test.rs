@@ -69,8 +69,15 @@ pub(crate) fn record(
     let rows = tokens.len() as u64;
     let options = GraphOptions { dtype, storage, context: rows, slots: 1, layers: Some(layers(config)) };
     let mut graph = build_graph(config, &options);
-    let context =
-        PassContext { config, target_lanes: 1, max_rows: rows, multiplies_integers, has_own_memory: false };
+    // Fewer launches change no bit.
+    let context = PassContext {
+        config,
+        target_lanes: 1,
+        max_rows: rows,
+        multiplies_integers,
+        has_own_memory: false,
+        prefers_few_launches: false,
+    };
     resolve(&mut graph, &context)?;
     let count = MOST_COLUMNS.min(config.vocabulary);
     let columns: Vec<u32> = (0..count).map(|index| (index * config.vocabulary / count) as u32).collect();
@@ -257,6 +264,7 @@ mod tests {
             max_rows: 1,
             multiplies_integers: false,
             has_own_memory: false,
+            prefers_few_launches: false,
         };
         super::resolve(&mut graph, &context).unwrap();
         let source = RandomWeights::new(5);

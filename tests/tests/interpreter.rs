@@ -41,6 +41,7 @@ fn graphs(checkpoint: &Checkpoint, dtype: Element) -> [(&'static str, Graph); 2]
             max_rows: 8,
             multiplies_integers: true,
             has_own_memory: false,
+            prefers_few_launches: false,
         };
         run_passes(&mut graph, &context, disabled, &mut |_, _, _| {})
             .expect("the passes keep the graph valid");

@@ -29,8 +29,14 @@ fn interpreted(
     let mut graph = build_graph(config, &options);
     let is_fusion = |pass: &&Pass| pass.optional && pass.name != QUANTIZE_ACTIVATIONS;
     let fusions: BTreeSet<&str> = PASSES.iter().filter(is_fusion).map(|pass| pass.name).collect();
-    let context =
-        PassContext { config, target_lanes: 8, max_rows: 64, multiplies_integers, has_own_memory: false };
+    let context = PassContext {
+        config,
+        target_lanes: 8,
+        max_rows: 64,
+        multiplies_integers,
+        has_own_memory: false,
+        prefers_few_launches: false,
+    };
     run_passes(&mut graph, &context, &fusions, &mut |_, _, _| {}).expect("a valid graph");
     let mut interpreter = Interpreter::new(&graph, &checkpoint).expect("a valid graph");
     let tokens = &golden.prompts[&LENGTH].tokens;

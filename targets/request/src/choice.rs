@@ -147,6 +147,9 @@ pub struct TargetDescription {
     pub multiplies_integers: bool,
     /// The arena lies in memory of a device: the host sees what is copied to it.
     pub has_own_memory: bool,
+    /// Starting a kernel takes so long that steps of one row should have few: they want norms in front of
+    /// products, and the way into the caches behind them, inside the products' kernels.
+    pub prefers_few_launches: bool,
 }
 
 /// A finished, immutable target.

@@ -48,14 +48,18 @@ pub enum Operation {
     /// `(x T[…, n]) -> I8[…, n]`, or `I16[…, n]`: rounds each group of a row to integers with a scale
     /// ([`quantize_activations`](crate::quantize_activations)).
     QuantizeRows,
-    /// `(x T[rows, k], [residual f32[rows, n]]) w:T[n, k], [w:f32[n] bias] -> f32[rows, n]`, or with
-    /// `silu_multiply` `w:T[2n, k] -> T[rows, n]`. `x` may be `I8` or `I16` where the weight is
-    /// quantized in the same groups: the product is then one of integers, scaled group by group.
+    /// `(x T[rows, k], [residual f32[rows, n]]) w:T[n, k], [w:f32[n] bias], [w:f32[k] norm] -> f32[rows, n]`,
+    /// or with `silu_multiply` `w:T[2n, k] -> T[rows, n]`. `x` may be `I8` or `I16` where the weight is
+    /// quantized in the same groups: the product is then one of integers, scaled group by group. With
+    /// `norm` it is `f32[rows, k]`, and is normalized as by [`Operation::RmsNorm`] with the last weight and
+    /// rounded to `T`, which is the first weight's element type, before it is multiplied.
     ///
     /// `y = x · wᵀ (+ bias) (+ residual)`. With `silu_multiply` the weight's first `n` rows are the
     /// gate, the others the up projection, and the result is `silu(gate) * up` (Shazeer 2020);
     /// `residual` is then false.
     Matmul {
+        /// The input is normalized first, with this epsilon; the norm's weight is the last one.
+        norm: Option<Real>,
         /// A bias is the second weight.
         bias: bool,
         /// The second input is added to the product.
@@ -118,6 +122,20 @@ pub enum Operation {
         heads: u64,
         /// A bias is the second weight.
         bias: bool,
+    },
+    /// `(x T[rows, k], position i32[rows], slot i32[rows]) w:T[(heads + 2·kv_heads)·head_dim, k],
+    /// w:f32[context, head_dim] table, [w:f32[(heads + 2·kv_heads)·head_dim] bias], [w:f32[k] norm]
+    /// c:key c:value -> f32[rows, heads·head_dim]`.
+    ///
+    /// The merged projection of [`Operation::Matmul`], whose result goes the way of
+    /// [`Operation::RotateAndWriteCache`] at once.
+    ProjectAndWriteCache {
+        /// Query heads.
+        heads: u64,
+        /// A bias is the third weight.
+        bias: bool,
+        /// As in [`Operation::Matmul`].
+        norm: Option<Real>,
     },
     /// `(a f32[rows, n], b f32[rows, n]) -> f32[rows, n]`.
     Add,
@@ -202,6 +220,7 @@ impl Operation {
             Self::AttentionValues { .. } => "attention_values",
             Self::Attention { .. } => "attention",
             Self::RotateAndWriteCache { .. } => "rotate_and_write_cache",
+            Self::ProjectAndWriteCache { .. } => "project_and_write_cache",
             Self::Add => "add",
             Self::AddAndNorm { .. } => "add_and_norm",
             Self::Slice { .. } => "slice",
@@ -221,6 +240,17 @@ impl Operation {
     /// Whether the operation writes to its caches: it is then never dead, and keeps its place before
     /// the operations that read them.
     pub const fn writes_cache(&self) -> bool {
-        matches!(self, Self::WriteCache | Self::RotateAndWriteCache { .. })
+        matches!(
+            self,
+            Self::WriteCache | Self::RotateAndWriteCache { .. } | Self::ProjectAndWriteCache { .. }
+        )
+    }
+
+    /// Epsilon of the norm that goes before the product; its weight is the operation's last.
+    pub const fn norm(&self) -> Option<Real> {
+        match self {
+            Self::Matmul { norm, .. } | Self::ProjectAndWriteCache { norm, .. } => *norm,
+            _ => None,
+        }
     }
 }

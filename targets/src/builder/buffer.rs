@@ -155,6 +155,18 @@ impl<'k> Buffer<'k> {
         self.store_at(offset, stored, stored.ty.scalar.bytes());
     }
 
+    /// As [`Buffer::store`], to an address that is a multiple of what is stored.
+    #[track_caller]
+    pub(crate) fn store_aligned(self, offset: Val<'k>, value: Val<'k>) {
+        let stored = self.narrow(value);
+        let address = self.at(offset);
+        address.store_at(
+            self.pointer.builder.int(0),
+            stored,
+            stored.ty.scalar.bytes() * i64::from(stored.ty.lanes),
+        );
+    }
+
     /// Loads the lanes that `mask` selects; the others are zero.
     #[track_caller]
     pub(crate) fn load_masked(self, offset: Val<'k>, mask: Val<'k>) -> Val<'k> {

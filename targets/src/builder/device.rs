@@ -3,7 +3,9 @@
 //! operation of MLIR's `nvvm` dialect.
 
 use melior::ir::Attribute;
-use melior::ir::attribute::{DenseI32ArrayAttribute, DenseI64ArrayAttribute, FlatSymbolRefAttribute};
+use melior::ir::attribute::{
+    DenseI32ArrayAttribute, DenseI64ArrayAttribute, FlatSymbolRefAttribute, StringAttribute,
+};
 use qwen2c_request::{Element, f32_to_bf16, f32_to_f16};
 
 use super::{Buffer, KernelBuilder, Reduction, Scalar, Ty, Val};
@@ -90,6 +92,19 @@ impl<'c> KernelBuilder<'c> {
         ];
         let operands: Vec<Val<'k>> = [to_shared, global].into_iter().chain(source_bytes).collect();
         self.append("nvvm.cp.async.shared.global", &operands, &[], &attributes, Vec::new());
+    }
+
+    /// Asks for the byte at `from` and its neighbours to be brought to the cache that all blocks share.
+    #[track_caller]
+    pub(crate) fn prefetch_to_shared_cache(&self, from: Buffer<'_>) {
+        let global = self.emit("llvm.addrspacecast", &[from.pointer], Ty::scalar(Scalar::GlobalPointer), &[]);
+        // LLVM has the instruction, but gives it to sm_90 and later ones alone.
+        let attributes = [
+            ("asm_string", StringAttribute::new(self.context, "prefetch.global.L2 [$0];").into()),
+            ("constraints", StringAttribute::new(self.context, "l").into()),
+            ("has_side_effects", Attribute::unit(self.context)),
+        ];
+        self.append("llvm.inline_asm", &[global], &[], &attributes, Vec::new());
     }
 
     /// Closes the group of background copies that the thread began since the last group.

@@ -25,6 +25,7 @@ pub(super) fn choose(
     request: &KernelRequest,
 ) -> Result<KernelChoice, Unservable> {
     check_head_dim(request)?;
+    check_fusion(request)?;
     let lanes = instructions.lanes;
     let layouts: Vec<Vec<LayoutOption>> =
         request.weights.iter().enumerate().map(|(index, ty)| layouts(lanes, request, index, ty)).collect();
@@ -46,6 +47,16 @@ fn check_head_dim(request: &KernelRequest) -> Result<(), Unservable> {
         }),
         _ => Ok(()),
     }
+}
+
+/// Steps of a processor cost a barrier, so that its description asks for no such fusion.
+fn check_fusion(request: &KernelRequest) -> Result<(), Unservable> {
+    let writes_cache = matches!(request.operation, Operation::ProjectAndWriteCache { .. });
+    if request.operation.norm().is_some() || writes_cache {
+        let reason = "a norm or a write to the cache inside a product; a processor does them apart";
+        return Err(Unservable { reason: reason.to_owned() });
+    }
+    Ok(())
 }
 
 fn layouts(lanes: u32, request: &KernelRequest, index: usize, ty: &WeightType) -> Vec<LayoutOption> {

@@ -197,6 +197,7 @@ fn build_target(level: &Level, features: &[&Feature]) -> CpuTarget {
             vector_lanes: level.vector_lanes,
             multiplies_integers: true,
             has_own_memory: false,
+            prefers_few_launches: false,
         },
         processor: level.processor,
         features: llvm_features.join(","),

@@ -5,7 +5,7 @@ use qwen2c_request::{
     WeightLayout, WeightType,
 };
 
-use super::kernels::{launches, matmul_layout, workspace_bytes};
+use super::kernels::{check_matmul, launches, matmul_layout, workspace_bytes};
 use super::layout;
 use crate::pack::weight_bytes;
 
@@ -62,7 +62,7 @@ fn check(request: &KernelRequest) -> Result<(), Unservable> {
     if request.weights.iter().any(|weight| weight.quantization.is_some_and(|q| q.bits == 4 && q.group < 32)) {
         return Err(Unservable { reason: "groups of less than 32 weights of 4 bits".to_owned() });
     }
-    Ok(())
+    check_matmul(request)
 }
 
 fn layouts(request: &KernelRequest, index: usize, ty: &WeightType) -> Vec<LayoutOption> {
@@ -74,6 +74,7 @@ fn layouts(request: &KernelRequest, index: usize, ty: &WeightType) -> Vec<Layout
         {
             vec![panels(silu_multiply, 100)]
         }
+        Operation::ProjectAndWriteCache { .. } if index == 0 => vec![panels(false, 100)],
         // Integers with scales exist in panels alone.
         Operation::Embed if ty.quantization.is_some() => vec![panels(false, 100)],
         Operation::Embed => vec![row_major, panels(false, PANEL_GATHER_COST)],
@@ -92,7 +93,7 @@ fn cost(request: &KernelRequest, layouts: &[WeightLayout]) -> Cost {
     let weight_bytes = |index: usize| weight_bytes(&request.weights[index], layouts[index]);
     let mut cost = Cost { bytes_per_row: activations, ..Cost::default() };
     match request.operation {
-        Operation::Matmul { .. } => {
+        Operation::Matmul { .. } | Operation::ProjectAndWriteCache { .. } => {
             cost.fixed_bytes = weight_bytes(0);
             cost.operations_per_row = 2 * request.weights[0].rows() * request.weights[0].columns();
         }

@@ -63,6 +63,7 @@ impl CudaTarget {
             vector_lanes: 8,
             multiplies_integers: false,
             has_own_memory: true,
+            prefers_few_launches: true,
         };
         Some(Self { description, architectures })
     }

@@ -33,7 +33,7 @@ fn matmul(
     let mut w_type = weight(Element::Bf16, &[outputs, inputs]);
     w_type.quantization = quantization;
     let mut ty = request(
-        Operation::Matmul { bias: false, residual: false, silu_multiply: false },
+        Operation::Matmul { norm: None, bias: false, residual: false, silu_multiply: false },
         vec![rows(x, &[inputs])],
         vec![w_type],
         vec![rows(Element::F32, &[outputs])],
@@ -56,7 +56,7 @@ fn products_of_bf16_by_rows_and_epilogues() {
                 }
                 let columns = if gated { 2 * outputs } else { outputs };
                 let mut ty = matmul(Element::Bf16, inputs, columns, None, 256);
-                ty.operation = Operation::Matmul { bias, residual, silu_multiply: gated };
+                ty.operation = Operation::Matmul { norm: None, bias, residual, silu_multiply: gated };
                 ty.outputs = vec![rows(Element::F32, &[outputs])];
                 let (x, w) = (numbers(count * inputs, 1), numbers(columns * inputs, 2));
                 let (b, r) = (numbers(columns, 3), numbers(count * outputs, 4));

@@ -4,6 +4,7 @@ mod attention;
 mod device;
 mod elementwise;
 mod experts;
+mod fused_products;
 mod largest;
 mod matrix_products;
 mod matrix_unit;

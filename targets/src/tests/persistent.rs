@@ -28,7 +28,7 @@ fn chain() -> Chain {
         vec![rows(Element::Bf16, &[WIDTH])],
     );
     let mut matmul = request(
-        Operation::Matmul { bias: false, residual: true, silu_multiply: false },
+        Operation::Matmul { norm: None, bias: false, residual: true, silu_multiply: false },
         vec![rows(Element::Bf16, &[WIDTH]), rows(Element::F32, &[WIDTH])],
         vec![weight(Element::Bf16, &[WIDTH, WIDTH])],
         vec![rows(Element::F32, &[WIDTH])],

@@ -15,7 +15,7 @@ fn products_of_all_types_sizes_and_epilogues() {
                     let result = if gated { element } else { Element::F32 };
                     let columns = if gated { 2 * outputs } else { outputs };
                     let mut ty = request(
-                        Operation::Matmul { bias, residual, silu_multiply: gated },
+                        Operation::Matmul { norm: None, bias, residual, silu_multiply: gated },
                         vec![rows(element, &[inputs])],
                         vec![weight(element, &[columns, inputs])],
                         vec![rows(result, &[outputs])],
@@ -75,7 +75,7 @@ fn products_and_gathers_of_quantized_weights() {
                 let (x, w) = (numbers(count * inputs, 21), numbers(outputs * inputs, 22));
                 let rounded = dequantized(quantization, &w, inputs);
                 let mut ty = request(
-                    Operation::Matmul { bias: false, residual: false, silu_multiply: false },
+                    Operation::Matmul { norm: None, bias: false, residual: false, silu_multiply: false },
                     vec![rows(element, &[inputs])],
                     vec![w_type.clone()],
                     vec![rows(Element::F32, &[outputs])],
@@ -128,7 +128,7 @@ fn products_of_integers() {
                 let mut w_type = weight(Element::Bf16, &[outputs, inputs]);
                 w_type.quantization = Some(quantization);
                 let mut ty = request(
-                    Operation::Matmul { bias: false, residual: false, silu_multiply: false },
+                    Operation::Matmul { norm: None, bias: false, residual: false, silu_multiply: false },
                     vec![rows(x_element, &[inputs])],
                     vec![w_type],
                     vec![rows(Element::F32, &[outputs])],
@@ -189,7 +189,7 @@ fn a_row_gets_the_same_bits_alone_and_among_others() {
             let mut w_type = weight(Element::Bf16, &[outputs, inputs]);
             w_type.quantization = quantization;
             let mut many = request(
-                Operation::Matmul { bias: false, residual: false, silu_multiply: false },
+                Operation::Matmul { norm: None, bias: false, residual: false, silu_multiply: false },
                 vec![rows(x_element, &[inputs])],
                 vec![w_type],
                 vec![rows(Element::F32, &[outputs])],

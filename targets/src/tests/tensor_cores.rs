@@ -57,7 +57,7 @@ fn check_product(
     let (x, w) = (numbers(count * inputs, 1), numbers(w_type.rows() * inputs, 2));
     let (b, r) = (numbers(outputs, 3), numbers(count * outputs, 4));
     let mut ty = request(
-        Operation::Matmul { bias: adds, residual: adds, silu_multiply: gated },
+        Operation::Matmul { norm: None, bias: adds, residual: adds, silu_multiply: gated },
         vec![rows(element, &[inputs])],
         vec![w_type],
         vec![rows(if gated { element } else { Element::F32 }, &[outputs])],

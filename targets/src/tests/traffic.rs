@@ -23,7 +23,7 @@ fn a_token_reads_every_weight_once_and_16_bytes_at_a_time() {
             let mut w_type = weight(Element::Bf16, &[outputs, inputs]);
             w_type.quantization = quantization;
             let mut ty = request(
-                Operation::Matmul { bias: false, residual: false, silu_multiply: false },
+                Operation::Matmul { norm: None, bias: false, residual: false, silu_multiply: false },
                 vec![rows(Element::Bf16, &[inputs])],
                 vec![w_type],
                 vec![rows(Element::F32, &[outputs])],

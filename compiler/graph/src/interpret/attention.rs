@@ -1,6 +1,6 @@
 //! Rotary positions, caches and attention.
 
-use super::matmul::{add_to_rows, dot};
+use super::matmul::{add_to_rows, dot, product};
 use super::operands::Operands;
 use super::{InterpretError, Results, Tensor};
 
@@ -18,14 +18,14 @@ fn rotate_row(row: &mut [f32], table: &[f32]) {
     }
 }
 
-/// The rotary table's row for each row of the step, from the position in input 1. Rows are computed
-/// when they are needed: the table of a long context is larger than many models' layers.
-fn rotary_rows(operands: &Operands<'_>) -> Result<Vec<f32>, InterpretError> {
-    let ty = &operands.weight(0).ty;
+/// The row of the rotary table, weight `table`, for each row of the step, from the position in input 1.
+/// Rows are computed when they are needed: the table of a long context is larger than many models' layers.
+fn rotary_rows(operands: &Operands<'_>, table: usize) -> Result<Vec<f32>, InterpretError> {
+    let ty = &operands.weight(table).ty;
     let positions = operands.indices(1, ty.rows())?;
     let mut rows = vec![0.0; positions.len() * ty.columns() as usize];
     for (position, row) in positions.into_iter().zip(rows.chunks_exact_mut(ty.columns() as usize)) {
-        operands.weight_row(0, position as u64, row)?;
+        operands.weight_row(table, position as u64, row)?;
     }
     Ok(rows)
 }
@@ -33,7 +33,7 @@ fn rotary_rows(operands: &Operands<'_>) -> Result<Vec<f32>, InterpretError> {
 /// [`Operation::Rotate`](qwen2c_request::Operation::Rotate)
 pub(super) fn rotate(operands: &mut Operands<'_>, head_dim: usize) -> Results {
     let mut out = operands.floats(0).to_vec();
-    let tables = rotary_rows(operands)?;
+    let tables = rotary_rows(operands, 0)?;
     let width = operands.input_width(0);
     for (row, table) in out.chunks_exact_mut(width).zip(tables.chunks_exact(head_dim)) {
         rotate_row(row, table);
@@ -63,18 +63,35 @@ pub(super) fn write_cache(operands: &mut Operands<'_>) -> Results {
 
 /// [`Operation::RotateAndWriteCache`](qwen2c_request::Operation::RotateAndWriteCache)
 pub(super) fn rotate_and_write_cache(operands: &mut Operands<'_>, heads: usize, bias: bool) -> Results {
+    let qkv = operands.floats(0).to_vec();
+    write_rotated(operands, qkv, heads, bias, 0)
+}
+
+/// [`Operation::ProjectAndWriteCache`](qwen2c_request::Operation::ProjectAndWriteCache)
+pub(super) fn project_and_write_cache(operands: &mut Operands<'_>, heads: usize, bias: bool) -> Results {
+    let qkv = product(operands)?;
+    write_rotated(operands, qkv, heads, bias, 1)
+}
+
+/// Sends merged projections on their way; weight `table` is the rotary table, the one behind it the bias.
+fn write_rotated(
+    operands: &mut Operands<'_>,
+    mut qkv: Vec<f32>,
+    heads: usize,
+    bias: bool,
+    table: usize,
+) -> Results {
     let places = places(operands)?;
-    let mut qkv = operands.floats(0).to_vec();
     if bias {
-        add_to_rows(&mut qkv, operands.kept_weight(1)?);
+        add_to_rows(&mut qkv, operands.kept_weight(table + 1)?);
     }
-    let tables = rotary_rows(operands)?;
+    let tables = rotary_rows(operands, table)?;
     let ty = operands.cache(0).ty();
     let (kv_heads, head_dim) = (ty.kv_heads as usize, ty.head_dim as usize);
     let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
     let mut out = Vec::with_capacity(places.len() * queries);
-    for (row, (slot, position)) in places.into_iter().enumerate() {
-        let qkv = &mut qkv[row * operands.input_width(0)..][..queries + 2 * keys];
+    let rows = qkv.chunks_exact_mut(queries + 2 * keys);
+    for ((row, (slot, position)), qkv) in places.into_iter().enumerate().zip(rows) {
         let (rotated, values) = qkv.split_at_mut(queries + keys);
         rotate_row(rotated, &tables[row * head_dim..(row + 1) * head_dim]);
         operands.cache(0).write(slot, position, &rotated[queries..]);

@@ -1,8 +1,9 @@
 //! Embedding, matrix products and biases.
 
 use super::elementwise::silu;
+use super::norm::normalized_input;
 use super::operands::Operands;
-use super::{Results, Tensor};
+use super::{InterpretError, Results, Tensor};
 
 /// Sums that are kept apart, so that the loop can use vector registers; added up in order at the end.
 const LANES: usize = 8;
@@ -39,15 +40,8 @@ pub(super) fn matmul(
     residual: bool,
     silu_multiply: bool,
 ) -> Results {
-    let x = operands.floats(0);
-    let k = operands.input_width(0);
     let n = operands.weight(0).rows() as usize;
-    let mut product = vec![0.0; operands.rows() * n];
-    operands.for_each_weight_row(0, 0, n as u64, |column, weight| {
-        for (x, y) in x.chunks_exact(k).zip(product.chunks_exact_mut(n)) {
-            y[column] = dot(x, weight) as f32;
-        }
-    })?;
+    let mut product = product(operands)?;
     if bias {
         add_to_rows(&mut product, operands.kept_weight(1)?);
     }
@@ -58,6 +52,20 @@ pub(super) fn matmul(
         product = silu_multiply_halves(&product, n);
     }
     Ok(vec![Tensor::Floats(product)])
+}
+
+/// The rows of the first input, normalized where the operation says so, times the first weight.
+pub(super) fn product(operands: &mut Operands<'_>) -> Result<Vec<f32>, InterpretError> {
+    let x = normalized_input(operands)?;
+    let k = operands.input_width(0);
+    let n = operands.weight(0).rows() as usize;
+    let mut product = vec![0.0; operands.rows() * n];
+    operands.for_each_weight_row(0, 0, n as u64, |column, weight| {
+        for (x, y) in x.chunks_exact(k).zip(product.chunks_exact_mut(n)) {
+            y[column] = dot(x, weight) as f32;
+        }
+    })?;
+    Ok(product)
 }
 
 /// `silu(first half) * second half` of each row of `width` elements.

@@ -264,7 +264,7 @@ fn execute(operands: &mut Operands<'_>) -> Results {
         Operation::Embed => matmul::embed(operands),
         // Rounding to the result's type does it.
         Operation::QuantizeRows => elementwise::map(operands, |x| x),
-        Operation::Matmul { bias, residual, silu_multiply } => {
+        Operation::Matmul { bias, residual, silu_multiply, .. } => {
             matmul::matmul(operands, bias, residual, silu_multiply)
         }
         Operation::AddBias => matmul::add_bias(operands),
@@ -274,6 +274,9 @@ fn execute(operands: &mut Operands<'_>) -> Results {
         Operation::WriteCache => attention::write_cache(operands),
         Operation::RotateAndWriteCache { heads, bias } => {
             attention::rotate_and_write_cache(operands, heads as usize, bias)
+        }
+        Operation::ProjectAndWriteCache { heads, bias, .. } => {
+            attention::project_and_write_cache(operands, heads as usize, bias)
         }
         Operation::AttentionScores { heads, scale } => {
             attention::attention_scores(operands, heads as usize, scale.0)

@@ -1,7 +1,9 @@
 //! Root-mean-square normalization (Zhang and Sennrich 2019).
 
+use std::borrow::Cow;
+
 use super::operands::Operands;
-use super::{Results, Tensor};
+use super::{InterpretError, Results, Tensor};
 
 /// `x / sqrt(mean(x²) + epsilon) * w` of each row.
 fn normalize(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
@@ -18,6 +20,17 @@ fn normalize(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
 pub(super) fn rms_norm(operands: &mut Operands<'_>, epsilon: f32) -> Results {
     let x = operands.floats(0);
     Ok(vec![Tensor::Floats(normalize(x, operands.kept_weight(0)?, epsilon))])
+}
+
+/// The first input of a product: where it has a norm, normalized with its last weight and rounded to the
+/// type of its first.
+pub(super) fn normalized_input<'a>(operands: &mut Operands<'a>) -> Result<Cow<'a, [f32]>, InterpretError> {
+    let x = operands.floats(0);
+    let Some(epsilon) = operands.op.operation.norm() else { return Ok(Cow::Borrowed(x)) };
+    let element = operands.weight(0).ty.element;
+    let weight = operands.kept_weight(operands.op.weights.len() - 1)?;
+    let rows = normalize(x, weight, epsilon.0).into_iter().map(|value| element.round(value));
+    Ok(Cow::Owned(rows.collect()))
 }
 
 /// [`Operation::AddAndNorm`](qwen2c_request::Operation::AddAndNorm)

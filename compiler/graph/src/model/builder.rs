@@ -8,7 +8,8 @@ use super::{GraphOptions, WeightStorage};
 use crate::{CacheId, Graph, ModelConfig, Op, ValueId, Weight, WeightId, WeightPart, WeightSource};
 
 /// A product and nothing else.
-pub(super) const MATMUL: Operation = Operation::Matmul { bias: false, residual: false, silu_multiply: false };
+pub(super) const MATMUL: Operation =
+    Operation::Matmul { norm: None, bias: false, residual: false, silu_multiply: false };
 
 /// A named extent.
 pub(super) type Extent = (&'static str, u64);

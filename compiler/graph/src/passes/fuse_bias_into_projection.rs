@@ -44,11 +44,13 @@ fn find(graph: &Graph, uses: &Uses, index: usize) -> Option<Replacement> {
     }
     let matmul = uses.private_writer(graph, *add_bias.inputs.first()?)?;
     let matmul_op = &graph.operations[matmul];
-    if matmul_op.operation != (Operation::Matmul { bias: false, residual: false, silu_multiply: false }) {
+    if matmul_op.operation
+        != (Operation::Matmul { norm: None, bias: false, residual: false, silu_multiply: false })
+    {
         return None;
     }
     let fused = Op {
-        operation: Operation::Matmul { bias: true, residual: false, silu_multiply: false },
+        operation: Operation::Matmul { norm: None, bias: true, residual: false, silu_multiply: false },
         weights: matmul_op.weights.iter().chain(&add_bias.weights).copied().collect(),
         outputs: add_bias.outputs.clone(),
         ..matmul_op.clone()

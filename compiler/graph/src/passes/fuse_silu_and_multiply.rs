@@ -81,7 +81,7 @@ fn fuse_into_projection(graph: &Graph, uses: &Uses, index: usize) -> Option<Repl
     let projection = uses.writer(merged)?;
     let mut fused = graph.operations[projection].clone();
     match &mut fused.operation {
-        Operation::Matmul { bias: false, residual: false, silu_multiply }
+        Operation::Matmul { norm: None, bias: false, residual: false, silu_multiply }
         | Operation::ExpertMatmul { silu_multiply, .. } => *silu_multiply = true,
         _ => return None,
     }

@@ -67,7 +67,7 @@ fn find_projections(graph: &Graph, uses: &Uses, index: usize) -> Option<[usize; 
     let [gate, up] = projections.map(|index| &graph.operations[index]);
     let is_plain = matches!(
         gate.operation,
-        Operation::Matmul { bias: false, residual: false, silu_multiply: false }
+        Operation::Matmul { norm: None, bias: false, residual: false, silu_multiply: false }
             | Operation::ExpertMatmul { silu_multiply: false, .. }
     );
     let is_alike = gate.operation == up.operation

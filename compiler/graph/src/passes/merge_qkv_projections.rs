@@ -94,7 +94,7 @@ fn find_projection(graph: &Graph, uses: &Uses, mut value: ValueId) -> Option<Pro
         match op.operation {
             Operation::Rotate { .. } | Operation::Scale { .. } if add_bias.is_none() => result = op.inputs[0],
             Operation::AddBias if add_bias.is_none() => add_bias = Some(index),
-            Operation::Matmul { bias: false, residual: false, silu_multiply: false } => {
+            Operation::Matmul { norm: None, bias: false, residual: false, silu_multiply: false } => {
                 return Some(Projection { matmul: index, add_bias, result });
             }
             _ => return None,

@@ -12,6 +12,8 @@ mod fuse_add_and_norm;
 mod fuse_attention;
 mod fuse_bias_into_projection;
 mod fuse_bias_rope_and_cache_write;
+mod fuse_norm_into_projection;
+mod fuse_projection_and_cache_write;
 mod fuse_residual_into_projection;
 mod fuse_silu_and_multiply;
 mod group_experts;
@@ -47,6 +49,8 @@ pub struct PassContext<'a> {
     pub multiplies_integers: bool,
     /// The target's memory is not the host's: what the host is to see is copied to it.
     pub has_own_memory: bool,
+    /// The target wants few kernels for steps of one row.
+    pub prefers_few_launches: bool,
 }
 
 /// A rewrite of the graph. Returns the number of places rewritten.
@@ -144,6 +148,16 @@ pub const PASSES: &[Pass] = &[
         QUANTIZE_ACTIVATIONS,
         "rounds activations to integers in front of products with quantized weights",
         quantize_activations::run,
+    ),
+    optional(
+        "fuse_projection_and_cache_write",
+        "rotates and writes to the cache inside the projection, where a step brings one row",
+        fuse_projection_and_cache_write::run,
+    ),
+    optional(
+        "fuse_norm_into_projection",
+        "normalizes inside the projections behind a norm, where a step brings one row",
+        fuse_norm_into_projection::run,
     ),
     optional(
         "select_candidates",

@@ -104,7 +104,7 @@ fn find_gated_mlp(graph: &Graph, uses: &Uses, index: usize) -> Option<GatedMlp> 
 fn is_plain_projection(operation: &Operation) -> bool {
     matches!(
         operation,
-        Operation::Matmul { bias: false, residual: false, silu_multiply: false }
+        Operation::Matmul { norm: None, bias: false, residual: false, silu_multiply: false }
             | Operation::ExpertMatmul { silu_multiply: false, .. }
     )
 }

@@ -50,9 +50,16 @@ pub(crate) fn tiny_experts_config() -> ModelConfig {
     }
 }
 
-/// The context of all tests: 8 lanes.
+/// The context of all tests: a processor of 8 lanes.
 pub(super) fn context(config: &ModelConfig, max_rows: u64) -> PassContext<'_> {
-    PassContext { config, target_lanes: 8, max_rows, multiplies_integers: true, has_own_memory: true }
+    PassContext {
+        config,
+        target_lanes: 8,
+        max_rows,
+        multiplies_integers: true,
+        has_own_memory: true,
+        prefers_few_launches: false,
+    }
 }
 
 /// Runs a pass on a graph in text form; both sides are verified. Gives the number of rewrites and the
@@ -177,10 +184,16 @@ pub(crate) fn passed(
     max_rows: u64,
     disabled: &BTreeSet<&str>,
 ) -> Graph {
+    passed_for(&context(config, max_rows), dtype, disabled)
+}
+
+fn passed_for(context: &PassContext<'_>, dtype: Element, disabled: &BTreeSet<&str>) -> Graph {
     let options =
         GraphOptions { dtype, storage: WeightStorage::Elements, context: 32, slots: 1, layers: None };
-    let mut graph = build_graph(config, &options);
-    run_passes(&mut graph, &context(config, max_rows), disabled, &mut |_, _, _| {})
+    let mut graph = build_graph(context.config, &options);
+    let on_request = PASSES.iter().filter(|pass| !pass.by_default).map(|pass| pass.name);
+    let disabled = disabled.iter().copied().chain(on_request).collect();
+    run_passes(&mut graph, context, &disabled, &mut |_, _, _| {})
         .unwrap_or_else(|error| panic!("{error}: {}", error.cause));
     graph
 }
@@ -207,7 +220,7 @@ fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
 }
 
 fn optional_passes() -> Vec<&'static str> {
-    PASSES.iter().filter(|pass| pass.optional).map(|pass| pass.name).collect()
+    PASSES.iter().filter(|pass| pass.optional && pass.by_default).map(|pass| pass.name).collect()
 }
 
 fn names(graph: &Graph) -> BTreeSet<&'static str> {
@@ -220,15 +233,16 @@ proptest! {
     /// Whatever passes are switched off, the graph verifies and means the same.
     #[test]
     fn any_subset_of_passes_keeps_the_logits(
-        selection in proptest::bits::u32::masked((1 << 13) - 1),
+        selection in proptest::bits::u32::masked((1 << 15) - 1),
         is_sparse: bool,
         has_biases: bool,
+        prefers_few_launches: bool,
         max_rows in prop_oneof![Just(1_u64), Just(8)],
     ) {
         let config = if is_sparse { tiny_experts_config() } else { tiny_config() };
         let config = ModelConfig { qkv_bias: has_biases, ..config };
         let optional = optional_passes();
-        prop_assert_eq!(optional.len(), 13);
+        prop_assert_eq!(optional.len(), 15);
         let disabled: BTreeSet<&str> = optional
             .iter()
             .enumerate()
@@ -236,7 +250,8 @@ proptest! {
             .map(|(_, name)| *name)
             .collect();
         let unfused = passed(&config, Element::F32, max_rows, &optional.iter().copied().collect());
-        let fused = passed(&config, Element::F32, max_rows, &disabled);
+        let context = PassContext { prefers_few_launches, ..context(&config, max_rows) };
+        let fused = passed_for(&context, Element::F32, &disabled);
         // Grouped experts hold tables for `max_rows` rows, a prompt of 5 needs 8.
         prop_assume!(max_rows == 8 || !names(&fused).contains("group_rows"));
         let (expected, found) = (logits(&unfused), logits(&fused));
@@ -268,6 +283,25 @@ fn a_fused_block_has_one_operation_per_kernel() {
         ]
     );
     assert!(graph.operations.iter().all(|op| !matches!(op.operation, Operation::Slice { .. })));
+}
+
+/// On a device a dense block is five kernels for one row, and rounds where the unfused one does.
+#[test]
+fn few_launches_keep_every_rounding() {
+    for config in [tiny_config(), tiny_experts_config()] {
+        let rewrites = optional_passes().into_iter().filter(|name| *name != "fold_constants").collect();
+        let unfused = passed(&config, Element::Bf16, 1, &rewrites);
+        let context =
+            PassContext { prefers_few_launches: true, multiplies_integers: false, ..context(&config, 1) };
+        let fused = passed_for(&context, Element::Bf16, &BTreeSet::new());
+        assert_eq!(logits(&fused), logits(&unfused));
+        let dense: Vec<&str> =
+            fused.operations.iter().filter(|op| op.layer == Some(0)).map(|op| op.operation.name()).collect();
+        let block = ["project_and_write_cache", "attention", "matmul", "matmul", "matmul"];
+        assert_eq!(dense, block);
+        // Experts read the normalized row.
+        assert_eq!(names(&fused).contains("rms_norm"), config.experts.is_some());
+    }
 }
 
 #[test]

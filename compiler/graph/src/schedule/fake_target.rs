@@ -30,6 +30,7 @@ impl FakeTarget {
             vector_lanes: 8,
             multiplies_integers: false,
             has_own_memory: false,
+            prefers_few_launches: false,
         };
         Self { description, refused: None }
     }

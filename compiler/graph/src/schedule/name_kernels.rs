@@ -83,6 +83,7 @@ fn extents(request: &KernelRequest) -> Vec<u64> {
             | Operation::AttentionValues { heads }
             | Operation::Attention { heads, .. }
             | Operation::RotateAndWriteCache { heads, .. } => vec![heads, cache.head_dim],
+            Operation::ProjectAndWriteCache { .. } => request.weights[0].extents(),
             _ => vec![cache.kv_heads, cache.head_dim],
         };
     }
@@ -104,8 +105,14 @@ fn flags(request: &KernelRequest) -> Vec<(bool, &'static str)> {
             let is_key = request.caches.first().is_some_and(|cache| cache.kind == CacheKind::Key);
             vec![(is_key, "key"), (!is_key, "value")]
         }
-        Operation::Matmul { bias, residual, silu_multiply } => {
-            vec![(*bias, "bias"), (*residual, "residual"), (*silu_multiply, "silu_multiply")]
+        Operation::Matmul { norm, bias, residual, silu_multiply } => vec![
+            (norm.is_some(), "norm"),
+            (*bias, "bias"),
+            (*residual, "residual"),
+            (*silu_multiply, "silu_multiply"),
+        ],
+        Operation::ProjectAndWriteCache { bias, norm, .. } => {
+            vec![(norm.is_some(), "norm"), (*bias, "bias")]
         }
         Operation::RotateAndWriteCache { bias, .. } => vec![(*bias, "bias")],
         Operation::TopK { normalize, .. } => vec![(*normalize, "normalize")],

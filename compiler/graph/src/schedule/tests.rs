@@ -96,8 +96,12 @@ fn readers_without_a_common_layout_are_named() {
     let id = crate::WeightId(gate_up.expect("a merged weight") as u32);
     for op in &mut graph.operations {
         if op.weights == [id] {
-            op.operation =
-                qwen2c_request::Operation::Matmul { bias: false, residual: false, silu_multiply: false };
+            op.operation = qwen2c_request::Operation::Matmul {
+                norm: None,
+                bias: false,
+                residual: false,
+                silu_multiply: false,
+            };
         }
     }
     let error = schedule(lists, &FakeTarget::new()).expect_err("no common layout");

@@ -11,6 +11,8 @@ pub(super) enum Attribute {
     Integer(u64),
     /// Printed `name=0.125`.
     Real(Real),
+    /// Printed like the former where it is there, else not at all.
+    Optional(Option<Real>),
 }
 
 /// The attributes of an operation in the order in which they are printed.
@@ -20,9 +22,12 @@ pub(super) fn attributes(operation: &Operation) -> Vec<(&'static str, Attribute)
         Operation::RmsNorm { epsilon } | Operation::AddAndNorm { epsilon } => {
             vec![("epsilon", Attribute::Real(epsilon))]
         }
-        Operation::Matmul { bias, residual, silu_multiply } => {
-            vec![("bias", Flag(bias)), ("residual", Flag(residual)), ("silu_multiply", Flag(silu_multiply))]
-        }
+        Operation::Matmul { norm, bias, residual, silu_multiply } => vec![
+            ("norm", Attribute::Optional(norm)),
+            ("bias", Flag(bias)),
+            ("residual", Flag(residual)),
+            ("silu_multiply", Flag(silu_multiply)),
+        ],
         Operation::Rotate { head_dim } => vec![("head_dim", Integer(head_dim))],
         Operation::Scale { factor } => vec![("factor", Attribute::Real(factor))],
         Operation::AttentionScores { heads, scale } | Operation::Attention { heads, scale } => {
@@ -31,6 +36,9 @@ pub(super) fn attributes(operation: &Operation) -> Vec<(&'static str, Attribute)
         Operation::AttentionValues { heads } => vec![("heads", Integer(heads))],
         Operation::RotateAndWriteCache { heads, bias } => {
             vec![("heads", Integer(heads)), ("bias", Flag(bias))]
+        }
+        Operation::ProjectAndWriteCache { heads, bias, norm } => {
+            vec![("norm", Attribute::Optional(norm)), ("heads", Integer(heads)), ("bias", Flag(bias))]
         }
         Operation::TopK { k, normalize } => vec![("k", Integer(k)), ("normalize", Flag(normalize))],
         Operation::GroupRows { experts } => vec![("experts", Integer(experts))],
@@ -82,6 +90,11 @@ impl<'a> Written<'a> {
         text.parse().map_err(|_| format!("attribute `{name}` needs a whole number, found `{text}`"))
     }
 
+    fn optional(&mut self, name: &str) -> Result<Option<Real>, String> {
+        let is_written = self.0.iter().any(|(written, _)| *written == name);
+        is_written.then(|| self.real(name)).transpose()
+    }
+
     fn real(&mut self, name: &str) -> Result<Real, String> {
         let text = self.text(name)?;
         text.parse().map(Real).map_err(|_| format!("attribute `{name}` needs a number, found `{text}`"))
@@ -96,6 +109,7 @@ pub(super) fn operation(name: &str, mut written: Written<'_>) -> Result<Operatio
         "rms_norm" => Operation::RmsNorm { epsilon: written.real("epsilon")? },
         "quantize_rows" => Operation::QuantizeRows,
         "matmul" => Operation::Matmul {
+            norm: written.optional("norm")?,
             bias: written.flag("bias")?,
             residual: written.flag("residual")?,
             silu_multiply: written.flag("silu_multiply")?,
@@ -115,6 +129,11 @@ pub(super) fn operation(name: &str, mut written: Written<'_>) -> Result<Operatio
         "rotate_and_write_cache" => {
             Operation::RotateAndWriteCache { heads: written.integer("heads")?, bias: written.flag("bias")? }
         }
+        "project_and_write_cache" => Operation::ProjectAndWriteCache {
+            heads: written.integer("heads")?,
+            bias: written.flag("bias")?,
+            norm: written.optional("norm")?,
+        },
         "add" => Operation::Add,
         "add_and_norm" => Operation::AddAndNorm { epsilon: written.real("epsilon")? },
         "slice" => Operation::Slice { first: written.integer("first")? },

@@ -119,6 +119,7 @@ fn print_operation(graph: &Graph, op: &Op) -> String {
             Attribute::Flag(true) => Some(name.to_owned()),
             Attribute::Integer(value) => Some(format!("{name}={value}")),
             Attribute::Real(value) => Some(format!("{name}={value}")),
+            Attribute::Optional(value) => value.map(|value| format!("{name}={value}")),
         })
         .collect();
     if !attributes.is_empty() {

@@ -211,7 +211,12 @@ fn operation() -> impl Strategy<Value = Operation> {
         let number = Real(number);
         match kind {
             0 => Operation::RmsNorm { epsilon: number },
-            1 => Operation::Matmul { bias: one, residual: two, silu_multiply: three },
+            1 => Operation::Matmul {
+                norm: one.then_some(number),
+                bias: one,
+                residual: two,
+                silu_multiply: three,
+            },
             2 => Operation::Rotate { head_dim: count },
             3 => Operation::Scale { factor: number },
             4 => Operation::AttentionScores { heads: count, scale: number },
@@ -223,10 +228,11 @@ fn operation() -> impl Strategy<Value = Operation> {
             10 => Operation::TopK { k: count, normalize: one },
             11 => Operation::GroupRows { experts: count },
             12 => Operation::ExpertMatmul { grouped: one, silu_multiply: two },
+            13 => Operation::ProjectAndWriteCache { heads: count, bias: one, norm: two.then_some(number) },
             _ => Operation::CombineExperts { residual: one },
         }
     };
-    let attributes = (0..14_u32, any::<u64>(), real(), any::<bool>(), any::<bool>(), any::<bool>());
+    let attributes = (0..15_u32, any::<u64>(), real(), any::<bool>(), any::<bool>(), any::<bool>());
     prop_oneof![proptest::sample::select(plain.to_vec()), attributes.prop_map(with_attributes)]
 }
 

@@ -16,7 +16,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 
-use qwen2c_request::{CacheKind, CacheType, Dimension, Element, Operation, Size, TensorType};
+use qwen2c_request::{CacheKind, CacheType, Dimension, Element, Operation, Real, Size, TensorType};
 
 use crate::text::{tensor_type, weight_type};
 use crate::{Graph, Op, ValueId};
@@ -88,14 +88,17 @@ fn signature_of(graph: &Graph, op: &Op) -> Signature {
         Operation::GatherRows => signature(["E[all_rows, n]", "i32[logit_rows]"], ["E[logit_rows, n]"]),
         Operation::RmsNorm { .. } => signature(["f32[rows, n]"], ["T[rows, n]"]).weights(["f32[n]"]),
         Operation::QuantizeRows => signature(["T[…]"], ["Q[…]"]),
-        Operation::Matmul { silu_multiply: true, .. } => {
-            signature(["X[rows, k]"], ["T[rows, n]"]).weights(["W[2n, k]"])
+        Operation::Matmul { norm, silu_multiply: true, .. } => {
+            signature([if norm.is_some() { "f32[rows, k]" } else { "X[rows, k]" }], ["T[rows, n]"])
+                .weights([if norm.is_some() { "T[2n, k]" } else { "W[2n, k]" }])
+                .more_weights(when(norm.is_some(), &["f32[k]"]))
         }
-        Operation::Matmul { bias, residual, silu_multiply: false } => {
-            signature(["X[rows, k]"], ["f32[rows, n]"])
+        Operation::Matmul { norm, bias, residual, silu_multiply: false } => {
+            signature([if norm.is_some() { "f32[rows, k]" } else { "X[rows, k]" }], ["f32[rows, n]"])
                 .more_inputs(when(residual, &["f32[rows, n]"]))
-                .weights(["W[n, k]"])
+                .weights([if norm.is_some() { "T[n, k]" } else { "W[n, k]" }])
                 .more_weights(when(bias, &["f32[n]"]))
+                .more_weights(when(norm.is_some(), &["f32[k]"]))
         }
         Operation::AddBias => signature(["f32[rows, n]"], ["f32[rows, n]"]).weights(["f32[n]"]),
         Operation::Rotate { head_dim } => {
@@ -127,14 +130,22 @@ fn signature_of(graph: &Graph, op: &Op) -> Signature {
                 .with("heads", heads)
         }
         Operation::RotateAndWriteCache { heads, bias } => {
-            let kv_heads = op.caches.first().map_or(0, |id| graph.cache(*id).ty.kv_heads);
-            let all_heads = heads.saturating_add(kv_heads.saturating_mul(2));
             signature(["f32[rows, all_heads·head_dim]", POSITION, SLOT], ["f32[rows, heads·head_dim]"])
                 .weights(["f32[context, head_dim]"])
                 .more_weights(when(bias, &["f32[all_heads·head_dim]"]))
                 .caches([Key, Value])
                 .with("heads", heads)
-                .with("all_heads", all_heads)
+                .with("all_heads", all_heads(graph, op, heads))
+        }
+        Operation::ProjectAndWriteCache { heads, bias, norm } => {
+            let x = if norm.is_some() { "f32[rows, k]" } else { "T[rows, k]" };
+            signature([x, POSITION, SLOT], ["f32[rows, heads·head_dim]"])
+                .weights(["T[all_heads·head_dim, k]", "f32[context, head_dim]"])
+                .more_weights(when(bias, &["f32[all_heads·head_dim]"]))
+                .more_weights(when(norm.is_some(), &["f32[k]"]))
+                .caches([Key, Value])
+                .with("heads", heads)
+                .with("all_heads", all_heads(graph, op, heads))
         }
         Operation::Add => signature(["f32[rows, n]", "f32[rows, n]"], ["f32[rows, n]"]),
         Operation::AddAndNorm { .. } => {
@@ -163,6 +174,12 @@ fn signature_of(graph: &Graph, op: &Op) -> Signature {
     }
 }
 
+/// Heads of queries, keys and values.
+fn all_heads(graph: &Graph, op: &Op, heads: u64) -> u64 {
+    let kv_heads = op.caches.first().map_or(0, |id| graph.cache(*id).ty.kv_heads);
+    heads.saturating_add(kv_heads.saturating_mul(2))
+}
+
 /// Rules about attributes and numbers that no pattern says. `number` is the value of a name.
 fn relations(operation: &Operation, number: &dyn Fn(&str) -> u64) -> Result<(), String> {
     let needs = |holds: bool, rule: String| if holds { Ok(()) } else { Err(rule) };
@@ -180,12 +197,16 @@ fn relations(operation: &Operation, number: &dyn Fn(&str) -> u64) -> Result<(), 
             format!("`{name}` needs an even head_dim, found {head_dim}"),
         )
     };
-    match *operation {
-        Operation::RmsNorm { epsilon } | Operation::AddAndNorm { epsilon } => needs(
+    let epsilon_is_sound = |epsilon: Real| {
+        needs(
             epsilon.0.is_finite() && epsilon.0 >= 0.0,
             format!("`{name}` needs a finite epsilon of 0 or more, found {epsilon}"),
-        ),
-        Operation::Matmul { bias, residual, silu_multiply } => needs(
+        )
+    };
+    operation.norm().map_or(Ok(()), epsilon_is_sound)?;
+    match *operation {
+        Operation::RmsNorm { epsilon } | Operation::AddAndNorm { epsilon } => epsilon_is_sound(epsilon),
+        Operation::Matmul { bias, residual, silu_multiply, .. } => needs(
             !(silu_multiply && (bias || residual)),
             "`matmul` with silu_multiply has neither bias nor residual".to_owned(),
         ),
@@ -198,7 +219,7 @@ fn relations(operation: &Operation, number: &dyn Fn(&str) -> u64) -> Result<(), 
             heads_are_shared(heads)
         }
         Operation::AttentionValues { heads } => heads_are_shared(heads),
-        Operation::RotateAndWriteCache { heads, .. } => {
+        Operation::RotateAndWriteCache { heads, .. } | Operation::ProjectAndWriteCache { heads, .. } => {
             head_is_even(number("head_dim"))?;
             heads_are_shared(heads)
         }

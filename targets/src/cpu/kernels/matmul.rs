@@ -184,7 +184,7 @@ fn multiply_rows<'k>(
 
 /// Epilogue of one row: bias, residual or SiLU·multiply, and the store.
 fn finish_row<'k>(kernel: &Kernel<'k, '_>, row: Val<'k>, panels: &[Val<'k>], sums: &[Val<'k>]) {
-    let Operation::Matmul { bias, residual, silu_multiply } = kernel.request.operation else { return };
+    let Operation::Matmul { bias, residual, silu_multiply, .. } = kernel.request.operation else { return };
     let (k, lanes) = (kernel.k, kernel.lanes);
     let columns = kernel.output_type(0).row_elements();
     let row_start = row * k.int(columns);

@@ -93,6 +93,7 @@ pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, tile: Val<'k>) {
         Operation::RotateAndWriteCache { heads, bias } => {
             rotate_and_write_cache::body(kernel, tile, heads, bias)
         }
+        Operation::ProjectAndWriteCache { .. } => unreachable!("`choose` refuses products that write caches"),
         Operation::AttentionScores { heads, scale } => attention_scores::body(kernel, tile, heads, scale.0),
         Operation::CausalSoftmax => causal_softmax::body(kernel, tile),
         Operation::AttentionValues { heads } => attention_values::body(kernel, tile, heads),

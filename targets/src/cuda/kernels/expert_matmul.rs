@@ -15,8 +15,9 @@ use qwen2c_request::{KernelRequest, Operation, WeightLayout};
 use super::functions::silu;
 use super::matmul::{Results, Tasks, multiply, rows_side_by_side};
 use super::tile_cut::Cut;
+use super::unit_product::InputRow;
 use super::{Kernel, Shape, prompt_experts};
-use crate::builder::{Buffer, Compare, Val};
+use crate::builder::{Compare, Val};
 use crate::cuda::layout::WarpGeometry;
 
 fn cut(request: &KernelRequest, layouts: &[WeightLayout]) -> (WarpGeometry, Tasks) {
@@ -103,13 +104,13 @@ fn multiply_entries<'k>(
     let choices = k.int(choices(kernel.request));
     // `x` has a row for each entry (behind the first product) or one for all choices of a row.
     let is_by_entry = kernel.input_type(0).dimensions.len() == 3;
-    let inputs: Vec<Buffer<'k>> = entries
+    let inputs: Vec<InputRow<'k>> = entries
         .iter()
         .map(|entry| if is_by_entry { *entry } else { *entry / choices })
-        .map(|row| kernel.input(0).at(row * k.int(geometry.columns)))
+        .map(|row| InputRow::Plain(kernel.input(0).at(row * k.int(geometry.columns))))
         .collect();
     let matrix = kernel.weight(0).at_bytes(expert * k.int(geometry.matrix_bytes()));
-    let results = multiply(kernel, (geometry, tasks), matrix, &inputs);
+    let results = multiply(kernel, (geometry, tasks), (matrix, k.int(0)), &inputs);
     let exists = k.both(results.exists, results.input.compare(Compare::Less, count));
     k.when(exists, || {
         let entry = entries.iter().enumerate().skip(1).fold(entries[0], |chosen, (index, entry)| {

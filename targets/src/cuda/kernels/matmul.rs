@@ -3,23 +3,27 @@
 //! ```text
 //! a warp takes a task: some output rows (with silu_multiply: of the gate and of the up projection)
 //!   several warps share the inputs of a task where there are few tasks
+//!   with norm: every block normalizes x for itself      `normalized_row`
 //!   sums = weights · x                                  `unit_product`
 //! each thread finishes one result: + bias, + residual, or silu(gate) · up
 //! ```
 //!
 //! Many rows go to the matrix unit instead where it serves their types: `prompt_matmul`.
 
-use qwen2c_request::{Element, KernelRequest, Operation, WeightLayout, WeightType};
+use qwen2c_request::{Element, KernelRequest, Operation, Unservable, WeightLayout, WeightType};
 
 use super::functions::silu;
 use super::tile_cut::Cut;
-use super::unit_product::UnitProduct;
-use super::{Kernel, REDUCTION_BYTES, Shape, prompt_matmul};
+use super::unit_product::{InputRow, UnitProduct};
+use super::{Kernel, REDUCTION_BYTES, Shape, normalized_row, prompt_matmul};
 use crate::builder::{Buffer, Compare, Val, WARP_THREADS};
-use crate::cuda::layout::{BLOCK_UNITS, WarpGeometry};
+use crate::cuda::layout::{BLOCK_UNITS, UNIT_BYTES, WarpGeometry};
 
 /// Warps of a block.
 const WARPS: u64 = 4;
+
+/// Threads of a block.
+const THREADS: u64 = WARPS * WARP_THREADS as u64;
 
 /// Output rows that a warp takes of a matrix of elements.
 const ELEMENT_ROWS: u64 = 4;
@@ -35,6 +39,9 @@ const ROWS_SIDE_BY_SIDE: u64 = 4;
 
 /// Fewer tasks leave a device without enough loads under way: 16 warps for each of 108 multiprocessors.
 const TASKS_WANTED: u64 = 16 * 108;
+
+/// Blocks of more tasks would wait for others to end, and then normalize the row once more.
+const TASKS_AT_ONCE: u64 = 2 * TASKS_WANTED;
 
 /// The layout that products read.
 pub(in crate::cuda) fn layout_of(weight: &WeightType, separate_halves: bool) -> WeightLayout {
@@ -53,38 +60,96 @@ pub(super) struct Tasks {
     pub(super) count: u64,
     /// Warps that share the inputs of a task.
     pub(super) split: u64,
-    /// Gate and up.
+    /// Rows that are combined: gate and up, or what a rotation mixes.
     pub(super) halves: u64,
+    /// Panels of a half: of the whole matrix, or of each head of it.
+    pub(super) half_panels: u64,
+    /// Tasks that a warp takes one after another.
+    pub(super) rounds: u64,
 }
 
 impl Tasks {
     /// How a matrix of `geometry` is cut; `can_split` where warps may share inputs.
     pub(super) fn new(geometry: WarpGeometry, can_split: bool) -> Self {
         let halves = if geometry.separate_halves { 2 } else { 1 };
-        let panels_of_half = geometry.panels() / halves;
+        Self::of_halves(geometry, halves, geometry.panels() / halves, can_split)
+    }
+
+    /// How the product of a request is cut.
+    pub(super) fn of_product(request: &KernelRequest, geometry: WarpGeometry) -> Self {
+        let tasks = Self::new(geometry, true);
+        let is_normalized = request.operation.norm().is_some();
+        Self { rounds: if is_normalized { (tasks.count / TASKS_AT_ONCE).max(1) } else { 1 }, ..tasks }
+    }
+
+    /// How a product is cut that needs both halves of heads at once, `half_rows` each, whole panels.
+    pub(super) fn of_heads(geometry: WarpGeometry, half_rows: u64) -> Self {
+        Self::of_halves(geometry, 2, half_rows / geometry.panel_rows, true)
+    }
+
+    fn of_halves(geometry: WarpGeometry, halves: u64, half_panels: u64, can_split: bool) -> Self {
         let panels = if geometry.panel_rows == 1 { ELEMENT_ROWS / halves } else { 1 };
-        let count = panels_of_half.div_ceil(panels);
+        let count = (geometry.panels() / halves).div_ceil(panels);
         let blocks = geometry.units().div_ceil(BLOCK_UNITS);
         let mut split = 1;
         while can_split && split < WARPS && count * split < TASKS_WANTED && split * 2 <= blocks {
             split *= 2;
         }
-        Self { panels, rows: panels * geometry.panel_rows, count, split, halves }
+        let rows = panels * geometry.panel_rows;
+        Self { panels, rows, count, split, halves, half_panels, rounds: 1 }
     }
 
     /// Blocks of threads.
     pub(super) fn blocks(self) -> u64 {
-        (self.count * self.split).div_ceil(WARPS)
+        (self.count * self.split).div_ceil(WARPS * self.rounds)
+    }
+
+    /// Shared memory for what the warps of a task found.
+    fn parts_bytes(self) -> u64 {
+        REDUCTION_BYTES + self.halves * THREADS * 4
+    }
+
+    /// Place of a panel of the first half among all panels, from its place among those of first halves.
+    fn first_panel<'k>(self, geometry: WarpGeometry, place: Val<'k>) -> Val<'k> {
+        if self.half_panels * self.halves == geometry.panels() {
+            return place;
+        }
+        // In front of it are as many panels of second halves as of first ones in whole heads.
+        let k = place.builder();
+        let half_panels = k.int(self.half_panels);
+        place + place / half_panels * half_panels
+    }
+
+    /// The task of the calling warp in a round, and which part of its inputs.
+    fn of_warp<'k>(self, kernel: &Kernel<'k, '_>, round: Val<'k>) -> (Val<'k>, Val<'k>) {
+        let k = kernel.k;
+        let warp = kernel.thread() / k.int(WARP_THREADS);
+        let block = kernel.block() % k.int(self.blocks());
+        let place = (round * k.int(self.blocks()) + block) * k.int(WARPS) + warp;
+        (place / k.int(self.split), place % k.int(self.split))
+    }
+
+    /// The column, of the first half, that the calling thread has a result of where it has one.
+    pub(super) fn column<'k>(self, kernel: &Kernel<'k, '_>, round: Val<'k>, inputs: u64) -> Val<'k> {
+        let k = kernel.k;
+        let lane = kernel.thread() % k.int(WARP_THREADS);
+        self.of_warp(kernel, round).0 * k.int(self.rows) + lane / k.int(inputs)
     }
 }
 
 /// Rows of activations that a warp takes together.
 pub(super) fn rows_side_by_side(request: &KernelRequest, tasks: Tasks) -> u64 {
-    let most = if request.max_rows == 1 { 1 } else { ROWS_SIDE_BY_SIDE };
+    let is_alone = request.max_rows == 1 || request.operation.norm().is_some();
+    let most = if is_alone { 1 } else { ROWS_SIDE_BY_SIDE };
     most.min(MOST_SUMS / (tasks.rows * tasks.halves))
 }
 
-fn geometry_of(request: &KernelRequest, layouts: &[WeightLayout]) -> WarpGeometry {
+/// Refuses norms of rows that a block cannot hold.
+pub(in crate::cuda) fn check(request: &KernelRequest) -> Result<(), Unservable> {
+    normalized_row::check(request, THREADS)
+}
+
+pub(super) fn geometry_of(request: &KernelRequest, layouts: &[WeightLayout]) -> WarpGeometry {
     match layouts[0] {
         WeightLayout::WarpPanels { rows, separate_halves } => {
             WarpGeometry::new(&request.weights[0], rows, separate_halves)
@@ -98,12 +163,19 @@ pub(super) fn shape(request: &KernelRequest, layouts: &[WeightLayout]) -> Shape 
     if let Some(cut) = Cut::new(request, layouts) {
         return prompt_matmul::shape(request, cut);
     }
-    let tasks = Tasks::new(geometry_of(request, layouts), true);
+    let geometry = geometry_of(request, layouts);
+    shape_of(request, geometry, Tasks::of_product(request, geometry))
+}
+
+/// Blocks for tasks of warps.
+pub(super) fn shape_of(request: &KernelRequest, geometry: WarpGeometry, tasks: Tasks) -> Shape {
+    let has_norm = request.operation.norm().is_some();
+    let norm_bytes = if has_norm { normalized_row::shared_bytes(geometry) } else { 0 };
     Shape {
         blocks: tasks.blocks(),
         rows_per_block: rows_side_by_side(request, tasks),
-        threads: WARPS * u64::from(WARP_THREADS),
-        shared_bytes: REDUCTION_BYTES + tasks.halves * WARPS * u64::from(WARP_THREADS) * 4,
+        threads: THREADS,
+        shared_bytes: tasks.parts_bytes() + norm_bytes,
         ..Shape::row()
     }
 }
@@ -114,21 +186,78 @@ pub(super) fn body(kernel: &Kernel<'_, '_>) {
         prompt_matmul::body(kernel, cut);
         return;
     }
-    let k = kernel.k;
     let geometry = geometry_of(kernel.request, kernel.layouts);
-    let tasks = Tasks::new(geometry, true);
+    multiply_rows(kernel, geometry, Tasks::of_product(kernel.request, geometry), |row, results| {
+        finish(kernel, row, results)
+    });
+}
+
+/// Multiplies some rows of activations with some output rows; `finish(row, results)` of those that exist.
+pub(super) fn multiply_rows<'k>(
+    kernel: &Kernel<'k, '_>,
+    geometry: WarpGeometry,
+    tasks: Tasks,
+    finish: impl Fn(Val<'k>, &Results<'k>),
+) {
+    let k = kernel.k;
     let side_by_side = rows_side_by_side(kernel.request, tasks);
     let first_row = kernel.row() * k.int(side_by_side);
     let last_row = kernel.rows - k.int(1);
     let columns = k.int(geometry.columns);
+    if kernel.request.operation.norm().is_some() {
+        prefetch(kernel, geometry, tasks);
+    }
     // Rows that do not exist are the last one again, and are not stored.
-    let inputs: Vec<Buffer<'_>> = (0..side_by_side)
+    let inputs: Vec<InputRow<'_>> = (0..side_by_side)
         .map(|row| kernel.input(0).at((first_row + k.int(row)).minimum(last_row) * columns))
+        .map(|row| match kernel.request.operation.norm() {
+            Some(_) => normalized_row::normalize(kernel, geometry, row, tasks.parts_bytes()),
+            None => InputRow::Plain(row),
+        })
         .collect();
-    let results = multiply(kernel, (geometry, tasks), kernel.weight(0), &inputs);
-    let row = first_row + results.input;
-    let exists = k.both(results.exists, row.compare(Compare::Less, kernel.rows));
-    k.when(exists, || finish(kernel, row, &results));
+    let multiply_task = |round: Val<'k>| {
+        let results = multiply(kernel, (geometry, tasks), (kernel.weight(0), round), &inputs);
+        let row = first_row + results.input;
+        let exists = k.both(results.exists, row.compare(Compare::Less, kernel.rows));
+        k.when(exists, || finish(row, &results));
+    };
+    if tasks.rounds == 1 {
+        multiply_task(k.int(0));
+    } else {
+        k.repeat(k.int(0), k.int(tasks.rounds), 1, multiply_task);
+    }
+}
+
+/// Asks for the warp's first weights, which come while the row is normalized.
+fn prefetch(kernel: &Kernel<'_, '_>, geometry: WarpGeometry, tasks: Tasks) {
+    let k = kernel.k;
+    let lane = kernel.thread() % k.int(WARP_THREADS);
+    let (task, part) = tasks.of_warp(kernel, k.int(0));
+    // What a last block has less than 32 units of lies elsewhere, and is little.
+    k.when(part.compare(Compare::Less, k.int(geometry.units() / BLOCK_UNITS)), || {
+        let start = part * k.int(geometry.block_bytes(BLOCK_UNITS)) + lane * k.int(UNIT_BYTES);
+        for panel in panels(geometry, tasks, kernel.weight(0), task) {
+            for row in 0..geometry.panel_rows {
+                let row = k.int(row * BLOCK_UNITS * UNIT_BYTES);
+                k.prefetch_to_shared_cache(panel.at_bytes(start + row));
+            }
+        }
+    });
+}
+
+/// The panels of a task of a matrix that begins at `matrix`, those of the first half first.
+fn panels<'k>(geometry: WarpGeometry, tasks: Tasks, matrix: Buffer<'k>, task: Val<'k>) -> Vec<Buffer<'k>> {
+    let k = task.builder();
+    let last_panel = k.int(geometry.panels() / tasks.halves - 1);
+    (0..tasks.halves)
+        .flat_map(|half| (0..tasks.panels).map(move |index| (half, index)))
+        .map(|(half, index)| {
+            // Panels that do not exist are the last one again, and are not stored.
+            let panel = (task * k.int(tasks.panels) + k.int(index)).minimum(last_panel);
+            let panel = tasks.first_panel(geometry, panel) + k.int(half * tasks.half_panels);
+            matrix.at_bytes(panel * k.int(geometry.panel_bytes()))
+        })
+        .collect()
 }
 
 /// One result for each of a warp's first threads.
@@ -143,31 +272,18 @@ pub(super) struct Results<'k> {
     pub(super) exists: Val<'k>,
 }
 
-/// Multiplies the block's tasks of a matrix that begins at `matrix`.
+/// Multiplies the block's tasks in a round of a matrix that begins at `matrix`.
 pub(super) fn multiply<'k>(
     kernel: &Kernel<'k, '_>,
     (geometry, tasks): (WarpGeometry, Tasks),
-    matrix: Buffer<'k>,
-    inputs: &[Buffer<'k>],
+    (matrix, round): (Buffer<'k>, Val<'k>),
+    inputs: &[InputRow<'k>],
 ) -> Results<'k> {
     let k = kernel.k;
-    let threads = k.int(WARP_THREADS);
-    let (warp, lane) = (kernel.thread() / threads, kernel.thread() % threads);
-    let block = kernel.block() % k.int(tasks.blocks());
-    let place = block * k.int(WARPS) + warp;
-    let (task, part) = (place / k.int(tasks.split), place % k.int(tasks.split));
+    let lane = kernel.thread() % k.int(WARP_THREADS);
+    let (task, part) = tasks.of_warp(kernel, round);
     let is_task = task.compare(Compare::Less, k.int(tasks.count));
-    let half_panels = geometry.panels() / tasks.halves;
-    let last_panel = k.int(half_panels - 1);
-    let panels: Vec<Buffer<'k>> = (0..tasks.halves)
-        .flat_map(|half| (0..tasks.panels).map(move |index| (half, index)))
-        .map(|(half, index)| {
-            // Panels that do not exist are the last one again, and are not stored.
-            let panel = (task * k.int(tasks.panels) + k.int(index)).minimum(last_panel);
-            let panel = panel + k.int(half * half_panels);
-            matrix.at_bytes(panel * k.int(geometry.panel_bytes()))
-        })
-        .collect();
+    let panels = panels(geometry, tasks, matrix, task);
     let product = UnitProduct { geometry, panels: &panels, inputs, lane, split: (part, tasks.split) };
     let results = (tasks.rows as usize) * inputs.len();
     let zeros = vec![k.float(0.0, 1); results * tasks.halves as usize];
@@ -186,7 +302,7 @@ pub(super) fn multiply<'k>(
         values = add_parts(kernel, &values, part, tasks.split);
     }
     let input_count = k.int(inputs.len() as u64);
-    let column = task * k.int(tasks.rows) + lane / input_count;
+    let column = tasks.column(kernel, round, inputs.len() as u64);
     let columns = k.int(geometry.rows / tasks.halves);
     let has_result = k.both(lane.compare(Compare::Less, k.int(results as u64)), is_task);
     let is_first = part.compare(Compare::Equal, k.int(0));
@@ -220,7 +336,7 @@ fn add_parts<'k>(kernel: &Kernel<'k, '_>, values: &[Val<'k>], part: Val<'k>, spl
 /// Adds bias and residual, or combines the halves, and stores.
 fn finish<'k>(kernel: &Kernel<'k, '_>, row: Val<'k>, results: &Results<'k>) {
     let k = kernel.k;
-    let Operation::Matmul { bias, residual, silu_multiply } = kernel.request.operation else {
+    let Operation::Matmul { bias, residual, silu_multiply, .. } = kernel.request.operation else {
         unreachable!("a product is built for a product");
     };
     let columns = k.int(kernel.output_type(0).row_elements());

@@ -18,6 +18,8 @@ mod functions;
 mod gather_rows;
 mod group_rows;
 mod matmul;
+mod normalized_row;
+mod project_and_write_cache;
 mod prompt_experts;
 mod prompt_matmul;
 mod rms_norm;
@@ -40,7 +42,7 @@ use qwen2c_request::{Element, KernelRequest, Operation, WeightLayout};
 use crate::builder::{Buffer, Reduction, Val, WARP_THREADS};
 use crate::cuda::layout::WarpGeometry;
 use crate::operands::{Operands, operand_elements};
-pub(super) use matmul::layout_of as matmul_layout;
+pub(super) use matmul::{check as check_matmul, layout_of as matmul_layout};
 
 /// Threads and blocks of one launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,6 +183,7 @@ pub(super) fn workspace_bytes(request: &KernelRequest) -> u64 {
     match request.operation {
         Operation::Attention { .. } => attention::workspace_bytes(request),
         Operation::TopK { .. } => select_largest::workspace_bytes(request),
+        Operation::ProjectAndWriteCache { .. } => project_and_write_cache::workspace_bytes(request),
         _ => 0,
     }
 }
@@ -200,6 +203,7 @@ fn launches_of(request: &KernelRequest, layouts: &[WeightLayout]) -> Vec<(&'stat
     let single = |shape| vec![("", shape)];
     match request.operation {
         Operation::Matmul { .. } => single(matmul::shape(request, layouts)),
+        Operation::ProjectAndWriteCache { .. } => project_and_write_cache::launches(request, layouts),
         Operation::ExpertMatmul { .. } => single(expert_matmul::shape(request, layouts)),
         Operation::Attention { .. } => attention::launches(request),
         Operation::AttentionScores { heads, .. } | Operation::AttentionValues { heads } => {
@@ -230,7 +234,12 @@ pub(super) fn body(kernel: &Kernel<'_, '_>, launch: usize) {
         Operation::CombineExperts { residual } => combine_experts::body(kernel, residual),
         Operation::Rotate { head_dim } => rotate::body(kernel, head_dim),
         Operation::WriteCache => write_cache::body(kernel),
-        Operation::RotateAndWriteCache { heads, bias } => rotate_and_write_cache::body(kernel, heads, bias),
+        Operation::RotateAndWriteCache { heads, bias } => {
+            rotate_and_write_cache::body(kernel, kernel.input(0), (heads, bias), 0);
+        }
+        Operation::ProjectAndWriteCache { heads, bias, .. } => {
+            project_and_write_cache::body(kernel, launch, (heads, bias));
+        }
         Operation::AttentionScores { heads, scale } => attention_scores::body(kernel, heads, scale.0),
         Operation::CausalSoftmax => causal_softmax::body(kernel),
         Operation::AttentionValues { heads } => attention_values::body(kernel, heads),

@@ -6,7 +6,7 @@
 //! ```
 
 use super::Kernel;
-use crate::builder::{Reduction, Val};
+use crate::builder::{KernelBuilder, Reduction, Val};
 
 /// One row.
 pub(super) fn body(kernel: &Kernel<'_, '_>, epsilon: f32) {
@@ -42,6 +42,15 @@ fn factor<'k>(kernel: &Kernel<'k, '_>, epsilon: f32, load: impl FnOnce(Val<'k>) 
         let x = load(offset);
         x * x
     });
-    let count = kernel.output_type(0).row_elements() as f32;
-    k.float(1.0, 1) / (squares / k.float(count, 1) + k.float(epsilon, 1)).square_root()
+    inverse_root(k, squares, kernel.output_type(0).row_elements(), epsilon)
+}
+
+/// `1/sqrt(squares / count + epsilon)`.
+pub(super) fn inverse_root<'k>(
+    k: &'k KernelBuilder<'k>,
+    squares: Val<'k>,
+    count: u64,
+    epsilon: f32,
+) -> Val<'k> {
+    k.float(1.0, 1) / (squares / k.float(count as f32, 1) + k.float(epsilon, 1)).square_root()
 }

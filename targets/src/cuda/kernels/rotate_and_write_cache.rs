@@ -5,26 +5,33 @@
 //! for pair in keys:    key cache   = rotate(qkv + bias)
 //! for x in values:     value cache = qkv + bias
 //! ```
+//!
+//! A projection whose panels divide no head in two halves ends so too: `project_and_write_cache`.
 
 use super::Kernel;
 use super::cache::entry;
 use super::rotate::rotate_pair;
-use crate::builder::{Compare, Val};
+use crate::builder::{Buffer, Compare, Val};
 
-/// One row.
-pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, heads: u64, bias: bool) {
+/// One row of `qkv`; weight `table_weight` is the rotary table, the one behind it the bias.
+pub(super) fn body<'k>(
+    kernel: &Kernel<'k, '_>,
+    qkv: Buffer<'k>,
+    (heads, bias): (u64, bool),
+    table_weight: usize,
+) {
     let k = kernel.k;
     let cache = kernel.cache_type(0);
     let (kv_heads, head_dim) = (cache.kv_heads, cache.head_dim);
     let row = kernel.row();
     let position = kernel.input(1).load_index(row);
     let slot = kernel.input(2).load_index(row);
-    let table = kernel.weight(0).at(position * k.int(head_dim));
-    let source = kernel.input(0).at(row * k.int((heads + 2 * kv_heads) * head_dim));
+    let table = kernel.weight(table_weight).at(position * k.int(head_dim));
+    let source = qkv.at(row * k.int((heads + 2 * kv_heads) * head_dim));
     let out = kernel.output(0).at(row * k.int(heads * head_dim));
     let load = |offset: Val<'k>| {
         let x = source.load(offset, 1);
-        if bias { x + kernel.weight(1).load(offset, 1) } else { x }
+        if bias { x + kernel.weight(table_weight + 1).load(offset, 1) } else { x }
     };
     let half = k.int(head_dim / 2);
     kernel.for_each(k.int((heads + kv_heads) * head_dim / 2), |pair| {

@@ -76,6 +76,10 @@ pub(super) struct Cut {
 impl Cut {
     /// How a product of rows is cut; None where it is none for the matrix unit.
     pub(super) fn new(request: &KernelRequest, layouts: &[WeightLayout]) -> Option<Self> {
+        if request.operation.norm().is_some() {
+            // Made for one row.
+            return None;
+        }
         let cuts: Vec<Self> = row_choices(request)
             .iter()
             .map(|rows| Self::with_rows(request, layouts, *rows))

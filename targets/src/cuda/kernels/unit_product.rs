@@ -21,14 +21,50 @@ use crate::cuda::layout::{BLOCK_UNITS, UNIT_BYTES, WarpGeometry, first_bit};
 /// Dwords of a unit.
 const UNIT_DWORDS: u32 = 4;
 
+/// A row of activations, `[columns]`.
+#[derive(Clone, Copy)]
+pub(super) enum InputRow<'k> {
+    /// As it stands in the arena.
+    Plain(Buffer<'k>),
+    /// In shared memory, as the threads of a warp read it side by side: the first 16 bytes of the inputs of
+    /// every unit, then the second ones, and so on. Padding is zero.
+    Units(Buffer<'k>),
+}
+
+/// Parts of 16 bytes that the inputs of a unit have in [`InputRow::Units`].
+pub(super) fn unit_parts(geometry: WarpGeometry) -> u64 {
+    geometry.unit_inputs() * geometry.element.bytes() / UNIT_BYTES
+}
+
+/// Units from one part to the next in [`InputRow::Units`]: so many that the parts of neighbouring units,
+/// which are written together, lie in different banks.
+pub(super) fn units_of_part(geometry: WarpGeometry) -> u64 {
+    /// Units that all banks of shared memory hold side by side.
+    const UNITS_OF_BANKS: u64 = 8;
+    let parts = unit_parts(geometry);
+    if parts == 1 {
+        return geometry.units();
+    }
+    let offset = UNITS_OF_BANKS / parts;
+    (geometry.units() + UNITS_OF_BANKS - offset).next_multiple_of(UNITS_OF_BANKS) - UNITS_OF_BANKS + offset
+}
+
+impl InputRow<'_> {
+    fn element(self) -> Element {
+        match self {
+            Self::Plain(row) | Self::Units(row) => row.element,
+        }
+    }
+}
+
 /// One product.
 pub(super) struct UnitProduct<'k, 'a> {
     /// The weight's geometry.
     pub(super) geometry: WarpGeometry,
     /// First bytes of each panel that the warp multiplies.
     pub(super) panels: &'a [Buffer<'k>],
-    /// Rows of activations, `[columns]` each.
-    pub(super) inputs: &'a [Buffer<'k>],
+    /// Rows of activations.
+    pub(super) inputs: &'a [InputRow<'k>],
     /// The thread's number in its warp.
     pub(super) lane: Val<'k>,
     /// Which warps share the inputs: this one's number, and how many there are.
@@ -79,7 +115,8 @@ impl<'k> UnitProduct<'k, '_> {
             })
             .collect();
         let scalings = self.scalings(kernel, start, units);
-        let first = (block * k.int(BLOCK_UNITS) + self.lane) * k.int(geometry.unit_inputs());
+        let unit = block * k.int(BLOCK_UNITS) + self.lane;
+        let first = unit * k.int(geometry.unit_inputs());
         // Padding is at the end of the last block.
         let is_padded = units < BLOCK_UNITS && !geometry.columns.is_multiple_of(geometry.unit_inputs());
         let mut partial: Vec<Val<'k>> =
@@ -87,7 +124,7 @@ impl<'k> UnitProduct<'k, '_> {
         let mut input_sums = vec![k.float(0.0, 1); self.inputs.len()];
         let per_dword = geometry.unit_inputs() / u64::from(UNIT_DWORDS);
         // As many dwords at a time as one load of inputs serves.
-        let x_bytes = self.inputs[0].element.bytes();
+        let x_bytes = self.inputs[0].element().bytes();
         let dwords = (UNIT_BYTES / x_bytes / per_dword).clamp(1, UNIT_DWORDS.into()) as u32;
         for dword in (0..UNIT_DWORDS).step_by(dwords as usize) {
             let first = first + k.int(u64::from(dword) * per_dword);
@@ -98,7 +135,13 @@ impl<'k> UnitProduct<'k, '_> {
             let widened: Vec<Vec<Val<'k>>> = weights.iter().map(widen).collect();
             for (row, x) in self.inputs.iter().enumerate() {
                 let count = u64::from(dwords) * per_dword;
-                let x = load_inputs(k, *x, first, count, geometry.columns, is_padded);
+                let x = match *x {
+                    InputRow::Plain(x) => load_inputs(k, x, first, count, geometry.columns, is_padded),
+                    InputRow::Units(x) => {
+                        let part = u64::from(dword) * per_dword * x_bytes / UNIT_BYTES;
+                        load_from_units(k, x, unit, units_of_part(geometry), (part, count))
+                    }
+                };
                 for (place, weights) in widened.iter().enumerate() {
                     let sum = &mut partial[place * self.inputs.len() + row];
                     for (weight, x) in weights.iter().zip(&x) {
@@ -196,6 +239,24 @@ fn load_inputs<'k>(
         .flat_map(|index| {
             let loaded = x.load_aligned(first + k.int(index), lanes);
             (0..lanes).map(move |lane| loaded.lane(lane))
+        })
+        .collect()
+}
+
+/// Inputs of a unit from [`InputRow::Units`], as `f32`: `count` of them, from 16-byte part `part` on.
+fn load_from_units<'k>(
+    k: &'k KernelBuilder<'k>,
+    x: Buffer<'k>,
+    unit: Val<'k>,
+    units: u64,
+    (part, count): (u64, u64),
+) -> Vec<Val<'k>> {
+    let lanes = UNIT_BYTES / x.element.bytes();
+    (0..count / lanes)
+        .flat_map(|load| {
+            let place = unit + k.int((part + load) * units);
+            let loaded = x.load_aligned(place * k.int(lanes), lanes as u32);
+            (0..lanes as u32).map(move |lane| loaded.lane(lane))
         })
         .collect()
 }

@@ -55,6 +55,24 @@ const USES: &[(&str, &[&str])] = &[
         &["%y: f32[rows, m=6] = matmul(%a, %x, @w, @v) {bias, residual}"],
     ),
     (
+        "%y: f32[rows, m=6] = matmul(%x, @w, @v) {norm=1e-6}",
+        &[
+            "%y: f32[rows, m=6] = matmul(%a, @w, @v) {norm=1e-6}",
+            "%y: f32[rows, m=6] = matmul(%x, @w) {norm=1e-6}",
+            "%y: f32[rows, m=6] = matmul(%x, @w, @v) {norm=-1.0}",
+            "weight @u: f32[m=5] = \"u\"[5]\n%y: f32[rows, m=6] = matmul(%x, @w, @u) {norm=1e-6}",
+        ],
+    ),
+    (
+        "%y: bf16[rows, m=3] = matmul(%x, @w, @v) {norm=1e-6, silu_multiply}",
+        &[
+            "%y: bf16[rows, m=3] = matmul(%a, @w, @v) {norm=1e-6, silu_multiply}",
+            // What is rounded to f32 is not rounded to the activation type.
+            "weight @u: f32[m=6, n=4] = \"u\"[6]
+             %y: bf16[rows, m=3] = matmul(%x, @u, @v) {norm=1e-6, silu_multiply}",
+        ],
+    ),
+    (
         "%y: f32[rows, n=4] = add_bias(%x, @v)",
         &["weight @u: f32[n=5] = \"u\"[5]\n%y: f32[rows, n=4] = add_bias(%x, @u)"],
     ),
@@ -231,6 +249,31 @@ fn rotate_and_write_cache_takes_all_heads() {
          `f32[all_heads·head_dim]`, where all_heads = 6, head_dim = 2",
     );
     assert!(verify(&graph(&body(14, 3, "", ""))).is_err(), "3 heads over 2 kv heads");
+}
+
+#[test]
+fn project_and_write_cache_takes_a_merged_projection() {
+    let body = |x: &str, rows: u64, operands: &str, attributes: &str| {
+        format!(
+            "weight @qkv: bf16[m={rows}, n=4] = \"qkv\"[{rows}]
+             weight @b: f32[m={rows}] = \"b\"[{rows}]
+             %q: f32[rows, n=4] = project_and_write_cache({x}, %position, %slot, @qkv, @rope{operands}, #key, #value) \
+             {{heads=2{attributes}}}"
+        )
+    };
+    sound(&body("%a", 12, "", ""));
+    sound(&body("%a", 12, ", @b", ", bias"));
+    sound(&body("%x", 12, ", @b, @v", ", bias, norm=0.5"));
+    broken(
+        &body("%a", 10, "", ""),
+        "`@qkv` is `bf16[m=10, n=4]`, but `project_and_write_cache` needs `T[all_heads·head_dim, k]`, \
+         where T = bf16, all_heads = 6, head_dim = 2, k = 4",
+    );
+    for (x, operands, attributes) in
+        [("%x", "", ""), ("%a", ", @v", ", norm=0.5"), ("%a", ", @v", ", bias"), ("%x", ", @v", ", norm=inf")]
+    {
+        assert!(verify(&graph(&body(x, 12, operands, attributes))).is_err(), "{x}{operands}{attributes}");
+    }
 }
 
 #[test]
