@@ -80,5 +80,7 @@ fn the_program_is_measured_kernel_by_kernel_all_the_same() {
     assert!(kernels.iter().any(|kernel| kernel["name"].as_str().is_some_and(|name| name.contains("matmul"))));
     let lost = device.with("QWEN2C_EMULATOR_LOSE_DEVICE_AFTER", 30);
     let ended = lost.run(&program, ["run", "--tokens", "1,2,3", "-n", "20", "--quiet", "--ignore-eos"]);
-    ended.refused(1, &["CUDA_ERROR_DEVICE_UNAVAILABLE"]);
+    // What was generated before was shown.
+    assert_eq!(ended.code(), Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("CUDA_ERROR_DEVICE_UNAVAILABLE"), "{}", ended.stderr);
 }

@@ -4,6 +4,7 @@
 //! Every thread has a driver of its own, so that tests run beside one another.
 
 mod functions;
+mod together;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
