@@ -13,8 +13,8 @@
 //!
 //! Of what int8 costs in perplexity, nearly all comes from activations of 8 bits, and about half of that from
 //! these two products. Their share of a prompt's operations is small, since the head sees one row of a
-//! prompt, and decode waits for memory: integers of two bytes cost little there, and would cost a prompt half
-//! of its speed everywhere else. Rounding of 4-bit weights is so much coarser that it hides that of
+//! prompt, and decode waits for memory: integers of two bytes cost little there, and would make a prompt's
+//! products take 1.7 times as long everywhere else. Rounding of 4-bit weights is so much coarser that it hides that of
 //! activations.
 //!
 //! # Before
