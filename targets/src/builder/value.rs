@@ -164,8 +164,7 @@ impl<'k> Val<'k> {
     /// numbers. What is done twice is undone.
     fn ordered_bits(self) -> Self {
         let bits = if self.ty.scalar == Scalar::F32 { self.bitcast(Scalar::I32) } else { self };
-        let inverted = bits.shift_right_signed(31).and_bits(0x7fff_ffff);
-        self.builder.emit("arith.xori", &[bits, inverted], bits.ty, &[])
+        bits.exclusive_or(bits.shift_right_signed(31).and_bits(0x7fff_ffff))
     }
 
     /// The same bits as another type of the same width.

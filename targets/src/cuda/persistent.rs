@@ -14,6 +14,7 @@
 
 use melior::ir::Module;
 use melior::ir::r#type::IntegerType;
+use qwen2c_request::Element;
 
 use super::kernels::{self, Kernel, Shape};
 use super::lower::{LaunchSource, add_function, add_shared_memory};
@@ -21,7 +22,6 @@ use crate::builder::{Buffer, Compare, KernelBuilder, Place, Scalar, Ty, Val};
 use crate::compile::KernelSource;
 use crate::lowering::Lowering;
 use crate::operands::Operands;
-use qwen2c_request::Element;
 
 /// Name of the entry point; no kernel is called like this, because no operation is.
 const SYMBOL: &str = "persistent_decode";
