@@ -1,7 +1,7 @@
 //! `matmul`: activations times a weight in panels, with bias, residual and SiLU·multiply as epilogues.
 //!
 //! ```text
-//! decode, one row:  a tile is 4 panels of columns (6 where integers are multiplied), all inputs
+//! decode, one row:  a tile is 4 panels of columns (6 or 7 where integers are multiplied), all inputs
 //! prompt:           a tile is 2 panels of columns by 64 rows;
 //!                   for 8 rows at a time (4 of integers; half of it with 8 lanes), then one by one: sums over all inputs, epilogue
 //! ```
@@ -38,11 +38,11 @@ pub(in crate::cpu) fn describe_tiles(
     layouts: &[WeightLayout],
 ) -> String {
     let lanes = instructions.lanes;
-    let columns = u64::from(lanes) * tile_panels(lanes, request);
+    let geometry = geometry(layouts, &request.weights[0], lanes);
+    let columns = u64::from(lanes) * tile_panels(lanes, request, geometry);
     if request.max_rows == 1 {
         return format!("1x{columns} rows x columns");
     }
-    let geometry = geometry(layouts, &request.weights[0], lanes);
     if has_matrix_product(instructions, request, geometry) {
         let is_dense = matches!(request.operation, Operation::Matmul { .. });
         let rows = if is_dense { MATRIX_TILE_ROWS as u64 } else { entries_side_by_side(request, geometry) };
@@ -57,13 +57,21 @@ pub(in crate::cpu) fn describe_tiles(
 ///
 /// Integers keep the processor busier between two loads than floats do, and it then asks memory for less
 /// at a time: they want more streams, where there are registers for them.
-pub(super) fn tile_panels(lanes: u32, request: &KernelRequest) -> u64 {
+pub(super) fn tile_panels(lanes: u32, request: &KernelRequest, geometry: PanelGeometry) -> u64 {
     let multiplies_integers = request.inputs[0].element.integer_group().is_some();
     match (request.max_rows, multiplies_integers) {
-        (1, true) if lanes == 16 => 6,
+        (1, true) if lanes == 16 => integer_streams(geometry),
         (1, _) => 4,
         _ => 2,
     }
+}
+
+/// 6 or 7, whichever leaves fewer places of tiles empty: 56 panels are 8 tiles of 7, but 10 of 6 of which
+/// four lack a stream, and of few tiles each counts.
+fn integer_streams(geometry: PanelGeometry) -> u64 {
+    let panels = geometry.panels();
+    let empty_places = |streams: u64| panels.next_multiple_of(streams) - panels;
+    if !geometry.separate_halves && empty_places(7) < empty_places(6) { 7 } else { 6 }
 }
 
 /// Rows multiplied side by side: with 2 panels, 16 sums in 32 registers of 16 lanes, 8 in 16 of 8. Integers
@@ -81,7 +89,7 @@ pub(super) fn rows_side_by_side(
 
 fn panel_streams(kernel: &Kernel<'_, '_>) -> PanelStreams {
     let geometry = geometry(kernel.layouts, kernel.weight_type(0), kernel.lanes);
-    PanelStreams::new(geometry, tile_panels(kernel.lanes, kernel.request))
+    PanelStreams::new(geometry, tile_panels(kernel.lanes, kernel.request, geometry))
 }
 
 /// Blocks of columns times blocks of rows.
