@@ -41,9 +41,15 @@ pub(super) fn attention(
     out
 }
 
+/// Whether the target multiplies keys and values of this type in pairs, and so rounds queries and weights.
+fn multiplies_pairs(target: &AnyTarget, element: Element) -> bool {
+    let has_instruction = target.description().required_features.contains(&"avx512_bf16");
+    element == Element::Bf16 && has_instruction
+}
+
 #[test]
 fn attention_fused_and_in_steps_over_a_cache_of_several_blocks() {
-    let (heads, kv_heads, context, count) = (6_u64, 3_u64, 600_u64, 600_u64);
+    let (heads, kv_heads, context, count) = (6_u64, 3_u64, 600_u64, 599_u64);
     for (head_dim, element) in [(80_u64, Element::F32), (10, Element::F32), (64, Element::Bf16)] {
         let cache = |kind| CacheType { kind, slots: 2, kv_heads, context, head_dim, element };
         let (kv_width, q_width) = (kv_heads * head_dim, heads * head_dim);
@@ -68,7 +74,8 @@ fn attention_fused_and_in_steps_over_a_cache_of_several_blocks() {
         let positions: Vec<f32> = (0..count).map(|position| position as f32).collect();
         let slots = vec![1.0; count as usize];
         for target in targets() {
-            let bytes = |kind| vec![0_u8; target.cache_bytes(&cache(kind)) as usize];
+            // What no position wrote is not a number.
+            let bytes = |kind| vec![0xff_u8; target.cache_bytes(&cache(kind)) as usize];
             let mut caches = [bytes(CacheKind::Key), bytes(CacheKind::Value)];
             let indices = || vec![rows(Element::I32, &[]), rows(Element::I32, &[])];
             let mut write = request(
@@ -82,14 +89,19 @@ fn attention_fused_and_in_steps_over_a_cache_of_several_blocks() {
             let found = run(&target, &write, count, &given, &[table.clone(), bias.clone()], &mut caches);
             assert_close(&found[0], &queries, 1e-6);
 
-            // Three rows look at the cache: within the first block, at its end, in the last.
-            let looking = [5_usize, 255, 599];
+            // Four rows look at the cache: within the first block, an even and an odd number of positions,
+            // at its end, and at the last that was written.
+            let looking = [5_usize, 6, 255, 598];
             let q: Vec<f32> = looking.iter().flat_map(|p| queries[p * q_end..][..q_end].to_vec()).collect();
             let at: Vec<f32> = looking.iter().map(|position| *position as f32).collect();
             let scale = 0.3;
             let shape = (heads as usize, kv_heads as usize, head_dim as usize);
-            let expected = attention(&q, &keys, &values, &looking, shape, scale);
-            let given = [q, at.clone(), vec![1.0; 3]];
+            // Weights are rounded by at most 2⁻⁹ of them, of values below 2.
+            let has_pairs = multiplies_pairs(&target, element);
+            let (multiplied, tolerance) =
+                if has_pairs { (round(q.clone()), 4e-3) } else { (q.clone(), 1e-5) };
+            let expected = attention(&multiplied, &keys, &values, &looking, shape, scale);
+            let given = [q, at.clone(), vec![1.0; 4]];
             let mut fused = request(
                 Operation::Attention { heads, scale: Real(scale) },
                 [vec![rows(Element::F32, &[q_width])], indices()].concat(),
@@ -97,7 +109,7 @@ fn attention_fused_and_in_steps_over_a_cache_of_several_blocks() {
                 vec![rows(Element::F32, &[q_width])],
             );
             fused.caches = write.caches.clone();
-            assert_close(&run(&target, &fused, 3, &given, &[], &mut caches)[0], &expected, 1e-5);
+            assert_close(&run(&target, &fused, 4, &given, &[], &mut caches)[0], &expected, tolerance);
 
             let scores_type = || rows(Element::F32, &[heads, context]);
             let mut scores = request(
@@ -107,7 +119,7 @@ fn attention_fused_and_in_steps_over_a_cache_of_several_blocks() {
                 vec![scores_type()],
             );
             scores.caches = vec![cache(CacheKind::Key)];
-            let found = run(&target, &scores, 3, &given, &[], &mut caches[..1]);
+            let found = run(&target, &scores, 4, &given, &[], &mut caches[..1]);
             assert_eq!(found[0][6], 77.0, "a hidden position was written");
             let softmax = request(
                 Operation::CausalSoftmax,
@@ -115,7 +127,7 @@ fn attention_fused_and_in_steps_over_a_cache_of_several_blocks() {
                 vec![],
                 vec![scores_type()],
             );
-            let found = run(&target, &softmax, 3, &[found[0].clone(), at], &[], &mut []);
+            let found = run(&target, &softmax, 4, &[found[0].clone(), at], &[], &mut []);
             let mut sums = request(
                 Operation::AttentionValues { heads },
                 [vec![scores_type()], indices()].concat(),
@@ -124,7 +136,7 @@ fn attention_fused_and_in_steps_over_a_cache_of_several_blocks() {
             );
             sums.caches = vec![cache(CacheKind::Value)];
             let given = [found[0].clone(), given[1].clone(), given[2].clone()];
-            assert_close(&run(&target, &sums, 3, &given, &[], &mut caches[1..])[0], &expected, 1e-5);
+            assert_close(&run(&target, &sums, 4, &given, &[], &mut caches[1..])[0], &expected, tolerance);
         }
     }
 }
@@ -149,9 +161,10 @@ fn rotate_and_write_cache_in_steps_equal_the_fused_kernel() {
         );
         let found = run(&target, &ty, 2, &[x.clone(), at.clone()], std::slice::from_ref(&table), &mut []);
         assert_close(&found[0], &expected, 1e-6);
-        for kind in [CacheKind::Key, CacheKind::Value] {
-            let cache =
-                CacheType { kind, slots: 1, kv_heads: heads, context, head_dim, element: Element::F32 };
+        let kinds = [CacheKind::Key, CacheKind::Value];
+        let elements = [Element::F32, Element::Bf16];
+        for (kind, element) in kinds.into_iter().flat_map(|kind| elements.map(|element| (kind, element))) {
+            let cache = CacheType { kind, slots: 1, kv_heads: heads, context, head_dim, element };
             let mut write = request(
                 Operation::WriteCache,
                 vec![rows(Element::F32, &[30]), rows(Element::I32, &[]), rows(Element::I32, &[])],
@@ -161,23 +174,30 @@ fn rotate_and_write_cache_in_steps_equal_the_fused_kernel() {
             write.caches = vec![cache.clone()];
             let mut bytes = [vec![0; target.cache_bytes(&cache) as usize]];
             run(&target, &write, 2, &[x.clone(), at.clone(), vec![0.0; 2]], &[], &mut bytes);
-            let stored = from_bytes(Element::F32, &bytes[0]);
-            // Whole vectors, or 16 bytes of f32.
+            let stored = from_bytes(element, &bytes[0]);
+            // Whole vectors, or 16 bytes.
             let lanes = match target {
                 AnyTarget::Cpu(_) => target.description().vector_lanes.into(),
-                AnyTarget::Cuda(_) => 4,
+                AnyTarget::Cuda(_) => 16 / element.bytes(),
             };
+            let beside = if multiplies_pairs(&target, element) { 2 } else { 1 };
             let padded = head_dim.next_multiple_of(lanes) as usize;
             for (row, position) in [(0_usize, 19_usize), (1, 4)] {
                 for head in 0..3 {
                     for column in 0..10 {
+                        let group = 32;
                         let place = match (kind, &target) {
                             (CacheKind::Key, AnyTarget::Cpu(_)) => {
-                                head * 10 * 256 + (position / 32 * 10 + column) * 32 + position % 32
+                                let pair = position / group * 10 / beside + column / beside;
+                                head * 10 * 256 + (pair * group + position % group) * beside + column % beside
+                            }
+                            (CacheKind::Value, AnyTarget::Cpu(_)) => {
+                                let pair = position / beside * padded + column;
+                                head * 256 * padded + pair * beside + position % beside
                             }
                             _ => (head * 256 + position) * padded + column,
                         };
-                        assert_eq!(stored[place], x[row * 30 + head * 10 + column]);
+                        assert_eq!(stored[place], element.round(x[row * 30 + head * 10 + column]));
                     }
                 }
             }
