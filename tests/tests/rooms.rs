@@ -177,3 +177,20 @@ fn unsafe_code_stays_in_its_rooms() {
         }
     }
 }
+
+/// Cargo looks for no tests where a crate has one executable of them: a file that is no module of it would be
+/// left out in silence.
+#[test]
+fn every_file_of_tests_is_a_module() {
+    for folder in ["tests/tests", "tests/emulator/tests"] {
+        let folder = repository().join(folder);
+        let main = std::fs::read_to_string(folder.join("main.rs")).expect("UTF-8");
+        for entry in std::fs::read_dir(&folder).expect("a readable directory") {
+            let path = entry.expect("a readable entry").path();
+            let is_file = path.extension().is_some_and(|extension| extension == "rs");
+            let module = path.file_stem().expect("a name").to_string_lossy().into_owned();
+            let is_module = module == "main" || main.contains(&format!("\nmod {module};\n"));
+            assert!(!is_file || is_module, "{} is no module of its executable", path.display());
+        }
+    }
+}

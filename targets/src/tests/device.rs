@@ -6,8 +6,9 @@ use qwen2c_emulator::{Counts, LaunchShape, Memory, Module, Schedule, launch};
 
 use qwen2c_request::{KernelRequest, Target, WeightLayout};
 
+use super::compiled::Compiled;
 use super::operands;
-use crate::{AnyTarget, KeepText, KernelSource, compile_kernels};
+use crate::{AnyTarget, CompiledKernels, KeepText, KernelSource, compile_kernels};
 
 /// Orders of blocks and warps that must give the same bits.
 const SEEDS: [u64; 2] = [0, 7];
@@ -64,7 +65,10 @@ pub(super) fn run_with_gaps(
     buffers: &mut [Vec<u8>],
     gaps: &[(usize, Range<usize>)],
 ) -> Counts {
-    let compiled = compile_kernels(target, &[*source], KeepText::default()).unwrap();
+    static COMPILED: Compiled<CompiledKernels> = Compiled::new();
+    let compiled = COMPILED.get_or_compile(target, source, |target, source| {
+        compile_kernels(target, &[*source], KeepText::default()).unwrap()
+    });
     let ptx = &compiled.images[0].ptx;
     let module = Module::parse(ptx).unwrap_or_else(|error| panic!("{error:?}\n{ptx}"));
     let given: Vec<Vec<u8>> = buffers.to_vec();

@@ -1,6 +1,7 @@
 //! Every kernel, compiled, loaded and compared with its formula in plain loops.
 
 mod attention;
+mod compiled;
 mod device;
 mod elementwise;
 mod experts;
@@ -24,6 +25,7 @@ use qwen2c_request::{
 };
 
 use crate::{AnyTarget, KeepText, KernelSource, compile_kernels, resolve_target};
+use compiled::Compiled;
 use weights::{FORMATS, dequantized, is_made, pack};
 
 /// The processors' levels that this machine can run, at least the lowest. `matrix_products` tests what
@@ -180,6 +182,7 @@ type Tiles = unsafe extern "C" fn(*const *mut u8, i64) -> i64;
 type Body = unsafe extern "C" fn(*const *mut u8, i64, i64);
 
 /// A compiled kernel in this process.
+#[derive(Clone, Copy)]
 struct Loaded {
     tiles: Tiles,
     body: Body,
@@ -230,7 +233,10 @@ fn run(
     let first_output = first_cache + request.caches.len();
     let source = KernelSource { name: "kernel", request, layouts: &layouts, is_persistent: false };
     match target {
-        AnyTarget::Cpu(_) => run_here(&load(target, &source), count, &mut buffers),
+        AnyTarget::Cpu(_) => {
+            static LOADED: Compiled<Loaded> = Compiled::new();
+            run_here(&LOADED.get_or_compile(target, &source, load), count, &mut buffers);
+        }
         AnyTarget::Cuda(_) => {
             device::run(target, &source, choice.workspace_bytes, count, &mut buffers);
         }

@@ -1,9 +1,7 @@
 //! Kernels as clang and LLVM write them: right results under several schedules, exact counts.
 
-mod device;
-
-use device::product::multiply;
-use device::{Argument, Device, KERNELS, Numbers, shape};
+use crate::device::product::multiply;
+use crate::device::{Argument, Device, KERNELS, Numbers, shape};
 
 const SEEDS: std::ops::Range<u64> = 0..6;
 

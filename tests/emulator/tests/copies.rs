@@ -1,8 +1,6 @@
 //! Asynchronous copies land as late as they may, and nothing touches them before.
 
-mod device;
-
-use device::{SHARED, assert_fault, assert_runs, kernel, shape};
+use crate::device::{SHARED, assert_fault, assert_runs, kernel, shape};
 
 /// Copies 16 bytes and reads them.
 fn copied(before: &str, after: &str) -> String {

@@ -1,8 +1,6 @@
 //! Exchanges between lanes, atomic operations, barriers that reduce, and the memories of a thread.
 
-mod device;
-
-use device::{Device, assert_fault, kernel, run_body, run_text, shape, with_shared};
+use crate::device::{Device, assert_fault, kernel, run_body, run_text, shape, with_shared};
 
 /// `body` computes `%r9` from `%r0`; what every lane of one warp got.
 fn lanes(body: &str) -> Vec<u32> {

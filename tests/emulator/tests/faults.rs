@@ -1,8 +1,6 @@
 //! Every fault there is, triggered, each beside a kernel that only just does nothing wrong.
 
-mod device;
-
-use device::{Device, assert_fault, assert_runs, kernel, run_text, shape, with_shared};
+use crate::device::{Device, assert_fault, assert_runs, kernel, run_text, shape, with_shared};
 use qwen2c_emulator::LaunchShape;
 
 #[test]

@@ -1,9 +1,7 @@
 //! Instructions on whole numbers and bits, against arithmetic in wider types.
 
-mod device;
-
-use device::compute::{assert_computes, compute};
-use device::{Numbers, run_body};
+use crate::device::compute::{assert_computes, compute};
+use crate::device::{Numbers, run_body};
 
 /// Many values of `bits` bits, corner cases first; different for each `seed`.
 fn values(bits: u32, seed: u64) -> Vec<u64> {

@@ -3,9 +3,7 @@
 //! Where an element lies is written down as the PTX ISA gives it, shape by shape, and not as the emulator
 //! computes it: `(row, column)` of element `i` of a lane, with `group = lane / 4` and `place = lane % 4`.
 
-mod device;
-
-use device::{Argument, Device, Numbers, kernel, shape};
+use crate::device::{Argument, Device, Numbers, kernel, shape};
 
 type Place = fn(group: usize, place: usize, i: usize) -> (usize, usize);
 

@@ -1,9 +1,7 @@
 //! Kernels that are spoilt in one place; each must turn red, or the emulator proves nothing.
 
-mod device;
-
-use device::product::multiply;
-use device::{Argument, Device, KERNELS, Numbers, shape};
+use crate::device::product::multiply;
+use crate::device::{Argument, Device, KERNELS, Numbers, shape};
 
 /// `text` with the occurrence numbered `at` of `from` replaced by `to`.
 #[track_caller]

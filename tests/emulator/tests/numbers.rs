@@ -1,9 +1,7 @@
 //! Floating-point numbers, against arithmetic in double precision and tables of every short number.
 
-mod device;
-
-use device::Numbers;
-use device::compute::{assert_computes, compute};
+use crate::device::Numbers;
+use crate::device::compute::{assert_computes, compute};
 
 /// The value of a number with `exponent_bits` and `mantissa_bits`, by its definition.
 fn value_of(bits: u64, exponent_bits: u32, mantissa_bits: u32) -> f64 {

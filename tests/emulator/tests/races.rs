@@ -1,8 +1,6 @@
 //! Races that only the order of the schedule would hide, each beside a kernel that orders its accesses.
 
-mod device;
-
-use device::{assert_fault, assert_runs, kernel, run_text, shape, with_shared};
+use crate::device::{assert_fault, assert_runs, kernel, run_text, shape, with_shared};
 
 #[test]
 fn lanes_that_exchange_through_shared_memory_need_a_barrier() {

@@ -1,8 +1,6 @@
 //! Whatever stands in a module, it is refused with a line and never with a panic.
 
-mod device;
-
-use device::{KERNELS, Numbers, kernel};
+use crate::device::{KERNELS, Numbers, kernel};
 use qwen2c_emulator::Module;
 
 #[test]

@@ -1,5 +1,4 @@
 //! What the tests need to run kernels: uploads, launches, random numbers, fixtures.
-#![allow(dead_code, reason = "not every test needs all of it")]
 
 pub(crate) mod compute;
 pub(crate) mod product;
