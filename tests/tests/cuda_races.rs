@@ -12,8 +12,8 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use qwen2c_tests::{Build, Golden, Program, run, skip};
 use serde_json::{Value, json};
@@ -33,6 +33,22 @@ const CHOICES: u64 = 2;
 
 /// Seconds that a kernel may take on a busy machine; a quiet one needs 10.
 const TIME_LIMIT_SECONDS: &str = "400";
+
+/// What several tests ask for, made once by the first that does; the others wait for it.
+struct Shared<T: 'static>(Mutex<BTreeMap<String, &'static OnceLock<T>>>);
+
+impl<T> Shared<T> {
+    const fn new() -> Self {
+        Self(Mutex::new(BTreeMap::new()))
+    }
+
+    fn get_or_make(&self, key: String, make: impl FnOnce() -> T) -> &'static T {
+        let mut slots = self.0.lock().expect("nothing is made under the lock");
+        let slot: &'static OnceLock<T> = slots.entry(key).or_insert_with(|| Box::leak(Box::default()));
+        drop(slots);
+        slot.get_or_init(make)
+    }
+}
 
 /// The verifier: `QWEN2C_TEST_SENTRYWARD`.
 fn verifier() -> Option<PathBuf> {
@@ -174,8 +190,19 @@ fn subject(kernel: &str, line: &str, ptx: String, operands: &[String]) -> Subjec
     Subject { kernel: kernel.to_owned(), symbol, ptx, input }
 }
 
-/// All launches of a program whose kernels are `wanted`.
-fn subjects(program: &Program, wanted: Wanted) -> Vec<Subject> {
+/// All launches of a program of [`build`] whose kernels are `wanted`.
+fn subjects(golden: &str, intermediate: u64, quant: &str, wanted: Wanted) -> Vec<Subject> {
+    static SUBJECTS: Shared<Vec<Subject>> = Shared::new();
+    let all = SUBJECTS.get_or_make(format!("{golden} {intermediate} {quant}"), || {
+        subjects_of(&build(golden, intermediate, quant))
+    });
+    let subjects: Vec<Subject> = all.iter().filter(|subject| wanted(&subject.kernel)).cloned().collect();
+    assert!(!subjects.is_empty(), "{golden} {intermediate} {quant} has no such kernels");
+    subjects
+}
+
+/// All launches of a program.
+fn subjects_of(program: &Program) -> Vec<Subject> {
     let text =
         run(Command::new(qwen2c_tests::compiler()).arg("inspect").arg(program.path())).success().text();
     let operands = operands(program);
@@ -185,18 +212,23 @@ fn subjects(program: &Program, wanted: Wanted) -> Vec<Subject> {
     for line in text.lines().skip_while(|line| *line != "  kernels").skip(1).take_while(|l| !l.is_empty()) {
         if !line.starts_with("        ") {
             kernel = line.trim();
-        } else if wanted(kernel) {
+        } else {
             let ptx = fs::read_to_string(folder.join(format!("{kernel}.ptx"))).expect("readable");
             let operands = operands.get(kernel).unwrap_or_else(|| panic!("no step of {kernel}"));
             subjects.push(subject(kernel, line, ptx, operands));
         }
     }
-    assert!(!subjects.is_empty(), "no kernels in\n{text}");
     subjects
 }
 
+/// The verifier's answer; it is asked once about the same PTX and launch.
+fn verify(verifier: &Path, subject: &Subject) -> &'static Answer {
+    static ANSWERS: Shared<Answer> = Shared::new();
+    ANSWERS.get_or_make(format!("{}\n{}", subject.input, subject.ptx), || ask(verifier, subject))
+}
+
 /// Asks the verifier.
-fn verify(verifier: &Path, subject: &Subject) -> Answer {
+fn ask(verifier: &Path, subject: &Subject) -> Answer {
     let scratch = TempDir::with_prefix("qwen2c-test-").expect("a temporary directory");
     let (ptx, input) = (scratch.path().join("kernel.ptx"), scratch.path().join("input.json"));
     fs::write(&ptx, &subject.ptx).expect("writable");
@@ -218,7 +250,7 @@ fn verify(verifier: &Path, subject: &Subject) -> Answer {
 }
 
 /// Asks about many launches, as many at a time as there are processors; answers in their order.
-fn verify_all(verifier: &Path, subjects: &[Subject]) -> Vec<Answer> {
+fn verify_all(verifier: &Path, subjects: &[Subject]) -> Vec<&'static Answer> {
     let next = AtomicUsize::new(0);
     let answers = Mutex::new(BTreeMap::new());
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(8);
@@ -271,7 +303,7 @@ fn no_kernel_races_in_any_order_of_threads() {
     ];
     let (mut asked, mut names, mut all) = (HashSet::new(), Vec::new(), Vec::new());
     for (golden, quant, intermediate, wanted) in programs {
-        for subject in subjects(&build(golden, intermediate, quant), wanted) {
+        for subject in subjects(golden, intermediate, quant, wanted) {
             let (symbol, input) = (&subject.symbol, subject.input.to_string());
             // Kernels of several programs may differ by their names alone.
             if asked.insert((subject.ptx.replace(symbol, ""), input.replace(symbol, ""))) {
@@ -294,11 +326,11 @@ fn is_prompt_attention(kernel: &str) -> bool {
     kernel.starts_with("attention_") && !kernel.ends_with("_rows1")
 }
 
-/// The only launch of a kernel, changed; it was right before.
+/// The only launch of a kernel of a dense model, changed; it was right before.
 #[track_caller]
-fn assert_change_is_found(program: &Program, wanted: Wanted, change: fn(&str) -> String) {
+fn assert_change_is_found(intermediate: u64, wanted: Wanted, change: fn(&str) -> String) {
     let Some(verifier) = verifier() else { return };
-    let right = subjects(program, wanted).remove(0);
+    let right = subjects("dense-gqa", intermediate, "none", wanted).remove(0);
     assert_eq!(verify(&verifier, &right).result, "race_free", "{}", right.kernel);
     let mut wrong = right.clone();
     wrong.ptx = change(&right.ptx);
@@ -329,14 +361,12 @@ fn with_weaker_wait(ptx: &str) -> String {
 
 #[test]
 fn a_missing_barrier_is_found() {
-    let program = build("dense-gqa", 64, "none");
-    assert_change_is_found(&program, |kernel| kernel.starts_with("rms_norm_"), without_last_barrier);
-    assert_change_is_found(&program, is_prompt_attention, without_last_barrier);
+    assert_change_is_found(64, |kernel| kernel.starts_with("rms_norm_"), without_last_barrier);
+    assert_change_is_found(64, is_prompt_attention, without_last_barrier);
 }
 
 #[test]
 fn copies_that_are_not_waited_for_are_found() {
-    let program = build("dense-gqa", MANY_INPUTS, "none");
-    assert_change_is_found(&program, is_deep, with_weaker_wait);
-    assert_change_is_found(&program, is_deep, without_last_barrier);
+    assert_change_is_found(MANY_INPUTS, is_deep, with_weaker_wait);
+    assert_change_is_found(MANY_INPUTS, is_deep, without_last_barrier);
 }

@@ -207,7 +207,7 @@ fn a_grid_barrier_orders_what_blocks_wrote() {
              add.s32 %r4, %r8, 1;\nrem.u32 %r4, %r4, %r1;\nmul.wide.u32 %d2, %r4, 4;\nadd.s64 %d2, %d2, %d0;\nsetp.eq.u32 %p4, %r0, 40;\n@%p4 ld.global.b32 %r5, [%d2+4];"
         )
     };
-    device::assert_runs(&kernel("", &body("membar.gl;")), shape(12, 64), &[0; 13]);
+    crate::device::assert_runs(&kernel("", &body("membar.gl;")), shape(12, 64), &[0; 13]);
     let fault = run_text(&kernel("", &body("")), shape(12, 64), &[0; 13], 1).unwrap_err();
     assert!(fault.what.contains("race"), "{fault}");
 }
