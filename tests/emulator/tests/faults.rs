@@ -55,7 +55,7 @@ fn what_nobody_wrote_is_not_read() {
     let address = device.reserve(8);
     device.memory.write(address, &[1; 4]).unwrap();
     let text = |offset| kernel("", &format!("ld.global.b32 %r1, [%d0+{offset}];"));
-    let argument = [device::Argument::Pointer(address)];
+    let argument = [crate::device::Argument::Pointer(address)];
     device.run(&text(0), "k", shape(1, 32), &argument).unwrap();
     let fault = device.run(&text(4), "k", shape(1, 32), &argument).unwrap_err();
     assert!(fault.what.contains("which nobody wrote"), "{fault}");
@@ -213,9 +213,9 @@ fn a_uniform_branch_does_not_part_lanes() {
 fn launches_fit_the_kernel() {
     let mut device = Device::new();
     let text = kernel("", "").replace(".param .u64 p)\n", ".param .u64 p)\n.maxntid 64\n");
-    let argument = [device::Argument::Pointer(0)];
+    let argument = [crate::device::Argument::Pointer(0)];
     device.run(&text, "k", shape(1, 64), &argument).unwrap();
-    let mut refused = |shape, arguments: &[device::Argument], expected: &str| {
+    let mut refused = |shape, arguments: &[crate::device::Argument], expected: &str| {
         let fault = device.run(&text, "k", shape, arguments).unwrap_err();
         assert!(fault.what.contains(expected), "{fault}");
     };
