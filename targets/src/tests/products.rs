@@ -52,55 +52,76 @@ fn products_of_all_types_sizes_and_epilogues() {
     }
 }
 
-#[test]
-fn products_and_gathers_of_quantized_weights() {
-    for target in targets() {
-        for quantization in FORMATS {
-            if matches!(target, AnyTarget::Cuda(_)) && quantization.bits == 4 && quantization.group < 32 {
-                // A thread loads 32 weights of one group.
-                continue;
-            }
-            let sizes = [
-                (Element::Bf16, 101_u64, 107_u64, 1_u64, 1_u64),
-                (Element::F32, 71, 33, 9, 256),
-                (Element::Bf16, 101, 40, 13, 256),
-                (Element::Bf16, 128, 64, 1, 1),
-                (Element::F16, 132, 33, 9, 256),
-            ];
-            // What differs between formats of checkpoints shows in a few sizes.
-            let sizes = if is_made(quantization) { &sizes[..] } else { &sizes[..2] };
-            for &(element, inputs, outputs, count, max_rows) in sizes {
-                let mut w_type = weight(element, &[outputs, inputs]);
-                w_type.quantization = Some(quantization);
-                let (x, w) = (numbers(count * inputs, 21), numbers(outputs * inputs, 22));
-                let rounded = dequantized(quantization, &w, inputs);
-                let mut ty = request(
-                    Operation::Matmul { norm: None, bias: false, residual: false, silu_multiply: false },
-                    vec![rows(element, &[inputs])],
-                    vec![w_type.clone()],
-                    vec![rows(Element::F32, &[outputs])],
-                );
-                ty.max_rows = max_rows;
-                let found =
-                    run(&target, &ty, count, std::slice::from_ref(&x), std::slice::from_ref(&w), &mut []);
-                assert_close(&found[0], &product(&x, &rounded, inputs as usize), 1e-5);
+/// A weight's format, then element type, inputs, outputs, rows and most rows of a product with it.
+type QuantizedCase = (Quantization, (Element, u64, u64, u64, u64));
 
-                let embed = request(
-                    Operation::Embed,
-                    vec![rows(Element::I32, &[])],
-                    vec![w_type],
-                    vec![rows(Element::F32, &[inputs])],
-                );
-                let tokens = vec![outputs as f32 - 1.0, 0.0, 17.0];
-                let expected: Vec<f32> = tokens
-                    .iter()
-                    .flat_map(|token| {
-                        rounded[*token as usize * inputs as usize..][..inputs as usize].to_vec()
-                    })
-                    .collect();
-                let found = run(&target, &embed, 3, &[tokens], std::slice::from_ref(&w), &mut []);
-                assert_eq!(found[0], expected);
-            }
+/// The formats that a target takes, each in several sizes.
+fn quantized_cases(target: &AnyTarget) -> Vec<QuantizedCase> {
+    let sizes = [
+        (Element::Bf16, 101, 107, 1, 1),
+        (Element::F32, 71, 33, 9, 256),
+        (Element::Bf16, 101, 40, 13, 256),
+        (Element::Bf16, 128, 64, 1, 1),
+        (Element::F16, 132, 33, 9, 256),
+    ];
+    // A thread of a device loads 32 weights of one group.
+    let is_taken =
+        |format: &Quantization| matches!(target, AnyTarget::Cpu(_)) || format.bits != 4 || format.group >= 32;
+    let formats = FORMATS.into_iter().filter(is_taken);
+    // What differs between formats of checkpoints shows in a few sizes.
+    let count = |format| if is_made(format) { sizes.len() } else { 2 };
+    formats.flat_map(|format| sizes.into_iter().take(count(format)).map(move |size| (format, size))).collect()
+}
+
+fn check_quantized_products(target: &AnyTarget) {
+    for (quantization, (element, inputs, outputs, count, max_rows)) in quantized_cases(target) {
+        let mut w_type = weight(element, &[outputs, inputs]);
+        w_type.quantization = Some(quantization);
+        let (x, w) = (numbers(count * inputs, 21), numbers(outputs * inputs, 22));
+        let rounded = dequantized(quantization, &w, inputs);
+        let mut ty = request(
+            Operation::Matmul { norm: None, bias: false, residual: false, silu_multiply: false },
+            vec![rows(element, &[inputs])],
+            vec![w_type],
+            vec![rows(Element::F32, &[outputs])],
+        );
+        ty.max_rows = max_rows;
+        let found = run(target, &ty, count, std::slice::from_ref(&x), std::slice::from_ref(&w), &mut []);
+        assert_close(&found[0], &product(&x, &rounded, inputs as usize), 1e-5);
+    }
+}
+
+#[test]
+fn products_of_quantized_weights_on_a_device() {
+    check_quantized_products(&resolve_target(&["sm_80"]).unwrap());
+}
+
+#[test]
+fn products_of_quantized_weights_on_processors() {
+    processors().iter().for_each(check_quantized_products);
+}
+
+#[test]
+fn gathers_of_quantized_weights() {
+    for target in targets() {
+        for (quantization, (element, inputs, outputs, _, _)) in quantized_cases(&target) {
+            let mut w_type = weight(element, &[outputs, inputs]);
+            w_type.quantization = Some(quantization);
+            let w = numbers(outputs * inputs, 22);
+            let rounded = dequantized(quantization, &w, inputs);
+            let embed = request(
+                Operation::Embed,
+                vec![rows(Element::I32, &[])],
+                vec![w_type],
+                vec![rows(Element::F32, &[inputs])],
+            );
+            let tokens = vec![outputs as f32 - 1.0, 0.0, 17.0];
+            let expected: Vec<f32> = tokens
+                .iter()
+                .flat_map(|token| rounded[*token as usize * inputs as usize..][..inputs as usize].to_vec())
+                .collect();
+            let found = run(&target, &embed, 3, &[tokens], std::slice::from_ref(&w), &mut []);
+            assert_eq!(found[0], expected);
         }
     }
 }
