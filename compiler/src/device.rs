@@ -22,6 +22,23 @@ const LAUNCH_US: f64 = 1.5;
 /// a V100 with one block on each multiprocessor (Zhang et al. 2020).
 const BARRIER_US: f64 = 1.4;
 
+/// Share of the published rate of the matrix unit that products reach while all multiprocessors are busy: what
+/// engines reach on prompts of 7B models on an A100 with the same instructions, the waves' ends taken out.
+const SHARE_OF_MATRIX_RATE: f64 = 0.7;
+
+/// Share of it that `mma.sync`, which the kernels use, can reach where newer instructions set the rate: measured
+/// on an H100 (Luo et al. 2024).
+const SHARE_OF_OLDER_INSTRUCTIONS: f64 = 0.63;
+
+/// What multiplies matrices on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(crate) struct MatrixUnit {
+    /// Multiprocessors, each of which runs blocks of its own.
+    pub(crate) multiprocessors: u64,
+    /// Operations of 16-bit elements with sums in f32, where all multiprocessors are busy.
+    pub(crate) operations_per_s: f64,
+}
+
 /// A machine as predictions see it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct AssumedMachine {
@@ -35,6 +52,8 @@ pub(crate) struct AssumedMachine {
     pub(crate) launch_us: f64,
     /// What a barrier between all blocks costs where one launch serves a token.
     pub(crate) barrier_us: f64,
+    /// What multiplies matrices; none where that is not known.
+    pub(crate) matrix_unit: Option<MatrixUnit>,
 }
 
 /// A CUDA device as it is published.
@@ -43,33 +62,54 @@ struct Device {
     architecture: &'static str,
     memory_gb: u64,
     bandwidth_gb_per_s: f64,
+    multiprocessors: u64,
+    /// Dense, 16-bit elements, sums in f32.
+    matrix_tera_operations_per_s: f64,
+}
+
+impl Device {
+    fn matrix_unit(&self) -> MatrixUnit {
+        let is_older = !matches!(self.architecture, "sm_90" | "sm_100");
+        let share = if is_older { 1.0 } else { SHARE_OF_OLDER_INSTRUCTIONS } * SHARE_OF_MATRIX_RATE;
+        MatrixUnit {
+            multiprocessors: self.multiprocessors,
+            operations_per_s: self.matrix_tera_operations_per_s * 1e12 * share,
+        }
+    }
 }
 
 const fn device(
     name: &'static str,
     architecture: &'static str,
-    memory_gb: u64,
-    bandwidth_gb_per_s: f64,
+    (memory_gb, bandwidth_gb_per_s): (u64, f64),
+    (multiprocessors, matrix_tera_operations_per_s): (u64, f64),
 ) -> Device {
-    Device { name, architecture, memory_gb, bandwidth_gb_per_s }
+    Device {
+        name,
+        architecture,
+        memory_gb,
+        bandwidth_gb_per_s,
+        multiprocessors,
+        matrix_tera_operations_per_s,
+    }
 }
 
 /// Known devices; the first of an architecture is assumed where none is named.
 const DEVICES: &[Device] = &[
-    device("a100-80g", "sm_80", 80, 2039.0),
-    device("a100-40g", "sm_80", 40, 1555.0),
-    device("a30", "sm_80", 24, 933.0),
-    device("a10", "sm_86", 24, 600.0),
-    device("a40", "sm_86", 48, 696.0),
-    device("rtx-3090", "sm_86", 24, 936.0),
-    device("l40s", "sm_89", 48, 864.0),
-    device("l4", "sm_89", 24, 300.0),
-    device("rtx-4090", "sm_89", 24, 1008.0),
-    device("h100-sxm", "sm_90", 80, 3350.0),
-    device("h100-pcie", "sm_90", 80, 2000.0),
-    device("h200", "sm_90", 141, 4800.0),
-    device("b200", "sm_100", 180, 8000.0),
-    device("rtx-5090", "sm_120", 32, 1792.0),
+    device("a100-80g", "sm_80", (80, 2039.0), (108, 312.0)),
+    device("a100-40g", "sm_80", (40, 1555.0), (108, 312.0)),
+    device("a30", "sm_80", (24, 933.0), (56, 165.0)),
+    device("a10", "sm_86", (24, 600.0), (72, 125.0)),
+    device("a40", "sm_86", (48, 696.0), (84, 149.7)),
+    device("rtx-3090", "sm_86", (24, 936.0), (82, 71.0)),
+    device("l40s", "sm_89", (48, 864.0), (142, 362.0)),
+    device("l4", "sm_89", (24, 300.0), (58, 121.0)),
+    device("rtx-4090", "sm_89", (24, 1008.0), (128, 165.2)),
+    device("h100-sxm", "sm_90", (80, 3350.0), (132, 989.0)),
+    device("h100-pcie", "sm_90", (80, 2000.0), (114, 756.0)),
+    device("h200", "sm_90", (141, 4800.0), (132, 989.0)),
+    device("b200", "sm_100", (180, 8000.0), (148, 2250.0)),
+    device("rtx-5090", "sm_120", (32, 1792.0), (170, 209.5)),
 ];
 
 impl AssumedMachine {
@@ -91,6 +131,7 @@ impl AssumedMachine {
                 bandwidth_bytes_per_s: device.bandwidth_gb_per_s * 1e9 * SHARE_OF_BANDWIDTH,
                 launch_us: LAUNCH_US,
                 barrier_us: BARRIER_US,
+                matrix_unit: Some(device.matrix_unit()),
             }),
             (Some(device), _) => Err(Diagnostic::new(format!(
                 "a program for `{}` does not run on `{}`",
@@ -105,6 +146,7 @@ impl AssumedMachine {
                 bandwidth_bytes_per_s: machine::read_bandwidth_bytes_per_s(),
                 launch_us: 0.0,
                 barrier_us: 0.0,
+                matrix_unit: None,
             }),
         }
     }

@@ -16,6 +16,7 @@ mod pipeline;
 mod prediction;
 mod program;
 mod progress;
+mod prompt_prediction;
 mod ptxas;
 mod quant;
 mod quantization_loss;

@@ -17,7 +17,7 @@ use qwen2c_graph::passes::{PassContext, PassReport, run_passes};
 use qwen2c_graph::plan::{Plan, plan, print_plan, verify_plan};
 use qwen2c_graph::schedule::{ListSpec, Schedule, print_schedule, schedule};
 use qwen2c_graph::{Graph, GraphOptions, WeightStorage, build_graph, print_graph, settle_minima};
-use qwen2c_request::Target;
+use qwen2c_request::{Target, TargetDescription};
 use qwen2c_targets::{AnyTarget, CompiledKernels, KeepText, KernelSource, compile_kernels};
 
 use crate::checked_source::CheckedSource;
@@ -35,10 +35,6 @@ use crate::self_test;
 use crate::stage::Stage;
 use crate::timing::Timings;
 use crate::weights::{unreadable, write_weights};
-
-/// Most rows of a chunk of the prompt: enough to reuse a weight from cache, little enough that the
-/// activations stay there.
-const PROMPT_CHUNK_ROWS: u64 = 256;
 
 /// Rows that go through the head together: 512 rows of logits would be hundreds of megabytes.
 const LOGIT_ROWS: u64 = 8;
@@ -195,13 +191,7 @@ pub(crate) fn plan_model(
     });
     emitted.stage(Stage::Graph, "txt", || print_graph(&model))?;
 
-    // The self-test takes the prompt's sizes, and so its kernels.
-    let (rows, logit_rows) = (PROMPT_CHUNK_ROWS.min(context), LOGIT_ROWS.min(context));
-    let mut lists = vec![
-        list("decode", model.clone(), 1, 1),
-        list("prefill", model, rows, logit_rows),
-        list("self_test", short, rows, logit_rows),
-    ];
+    let mut lists = lists(request.target.description(), (model, short), context);
     let passes = fuse(request, description, &mut lists, timings)?;
     for list in &lists {
         let name = if list.name == "decode" { "txt".to_owned() } else { format!("{}.txt", list.name) };
@@ -222,6 +212,21 @@ pub(crate) fn plan_model(
         .measure("verify_plan", || verify_plan(&plan))
         .map_err(|violation| Failure::Bug(Diagnostic::new(format!("the plan is wrong: {violation}"))))?;
     Ok(PlannedModel { context, passes, schedule, plan })
+}
+
+/// A list for one row, those for prompts, and the self-test's with the sizes, and so the kernels, of the first
+/// of these.
+fn lists(target: &TargetDescription, (model, short): (Graph, Graph), context: u64) -> Vec<ListSpec> {
+    let logit_rows = LOGIT_ROWS.min(context);
+    let mut prompt_rows: Vec<u64> = target.prompt_rows.iter().map(|rows| context.min(*rows)).collect();
+    prompt_rows.dedup();
+    let mut lists = vec![list("decode", model.clone(), 1, 1)];
+    for (index, &rows) in prompt_rows.iter().enumerate() {
+        let name = if index == 0 { "prefill".to_owned() } else { format!("prefill_{rows}") };
+        lists.push(list(&name, model.clone(), rows, logit_rows));
+    }
+    lists.push(list("self_test", short, prompt_rows[0], logit_rows));
+    lists
 }
 
 fn list(name: &str, mut graph: Graph, max_rows: u64, max_logit_rows: u64) -> ListSpec {

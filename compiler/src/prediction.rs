@@ -78,7 +78,8 @@ impl DecodePrediction {
     pub(crate) fn new(schedule: &Schedule, plan: &Plan, context: u64, machine: AssumedMachine) -> Self {
         let cost = plan.lists.first().map(CostSummary::new).unwrap_or_default();
         let steps = plan.lists.iter().take(1).flat_map(|list| list.body.iter().chain(&list.head));
-        let launches: u64 = steps.map(|step| u64::from(schedule.kernels[step.kernel].choice.launches)).sum();
+        let launches: u64 =
+            steps.map(|step| schedule.kernels[step.kernel].choice.launches.len() as u64).sum();
         let is_persistent = schedule.lists.first().is_some_and(|list| list.graph.is_persistent);
         let (launches_per_token, barriers_per_token) =
             if is_persistent { (1, launches.saturating_sub(1)) } else { (launches, 0) };

@@ -9,6 +9,7 @@ use qwen2c_graph::passes::PassReport;
 
 use crate::prediction::{DecodePrediction, MemoryTable};
 use crate::program::BUILD;
+use crate::prompt_prediction::PromptPrediction;
 use crate::quantization_loss::ClassLoss;
 use crate::table::{Side, Table};
 use crate::units;
@@ -196,6 +197,24 @@ pub(crate) fn prediction_lines(prediction: &DecodePrediction, context: u64) -> V
     lines
 }
 
+/// What prompts can reach.
+pub(crate) fn prompt_lines(prompts: &[PromptPrediction]) -> Vec<String> {
+    let mut table = Table::new(&[Side::Left, Side::Right, Side::Left, Side::Left]);
+    for prompt in prompts {
+        table.row([
+            units::count(prompt.tokens, "token"),
+            format!("≈ {}", style(units::tokens_per_s(prompt.tokens_per_s)).bold()),
+            "tokens/s".to_owned(),
+            format!(
+                "{} at a time, blocks fill {:.0} % of their turns",
+                units::grouped(prompt.chunk_tokens),
+                100.0 * prompt.wave_fill
+            ),
+        ]);
+    }
+    table.lines(4)
+}
+
 /// What the user should know about a model that was read without an error.
 pub(crate) fn notes(description: &ModelDescription, has_tokenizer: bool) -> Vec<String> {
     let mut notes = Vec::new();
@@ -316,6 +335,7 @@ mod tests {
                     bandwidth_bytes_per_s: 28.1e9,
                     launch_us: 0.0,
                     barrier_us: 0.0,
+                    matrix_unit: None,
                 },
                 launches_per_token: 0,
                 barriers_per_token: 0,

@@ -110,9 +110,7 @@ impl Program {
     /// A missing processor feature or device, too little memory, a refusal of system or driver: each with
     /// what was found and what is needed.
     pub fn start(&self, hardware: &Hardware) -> Result<Session, Diagnostic> {
-        let lists = &self.file.lists.lists;
-        let prefill = lists.iter().position(|list| list.name == "prefill").unwrap_or(0);
-        self.start_lists(hardware, 0, prefill)
+        self.start_lists(hardware, 0, &self.file.lists.prompts())
     }
 
     /// As [`Program::start`], on the list that self-tests run.
@@ -121,10 +119,15 @@ impl Program {
         let index = lists.iter().position(|list| list.name == "self_test").ok_or_else(|| {
             Diagnostic::new("the program holds no self-test").help("build it again with this `qwen2c`")
         })?;
-        self.start_lists(hardware, index, index)
+        self.start_lists(hardware, index, &[index])
     }
 
-    fn start_lists(&self, hardware: &Hardware, decode: usize, prefill: usize) -> Result<Session, Diagnostic> {
+    fn start_lists(
+        &self,
+        hardware: &Hardware,
+        decode: usize,
+        prompts: &[usize],
+    ) -> Result<Session, Diagnostic> {
         let manifest = &self.file.manifest;
         let executor = match hardware {
             Hardware::Processor(placement) if !self.is_for_device() => {
@@ -141,7 +144,7 @@ impl Program {
                     .help("report this as a bug of `qwen2c`"));
             }
         };
-        Ok(Session::new(executor, manifest, &self.file.lists, decode, prefill))
+        Ok(Session::new(executor, manifest, &self.file.lists, decode, prompts))
     }
 
     fn start_workers(&self, placement: &Placement) -> Result<ProcessorExecutor, Diagnostic> {

@@ -1,6 +1,7 @@
 //! One sequence: which positions of the cache are filled, and how tokens become logits.
 //!
-//! A prompt goes through in chunks of the prefill list's rows, a single token through the decode list.
+//! A prompt goes through in chunks of as many rows as the longest list for prompts serves, what is left through
+//! the shortest that holds it, and a single token through the decode list.
 //! Only the rows that somebody wants to see go through the output head.
 
 use std::fmt;
@@ -101,36 +102,38 @@ pub struct Session {
     /// Positions of the cache that are filled.
     position: usize,
     decode: List,
-    prefill: List,
+    /// Ascending by their rows.
+    prompts: Vec<List>,
     prompt_rows: usize,
 }
 
 impl Session {
-    /// An empty sequence. `decode` and `prefill` are indexes of the lists for one row and for many.
+    /// An empty sequence. `decode` and `prompts` are indexes of the lists for one row and for many, the latter
+    /// ascending by their rows; without any of them the first serves prompts as well.
     pub(crate) fn new(
         executor: Executor,
         manifest: &Manifest,
         lists: &StepLists,
         decode: usize,
-        prefill: usize,
+        prompts: &[usize],
     ) -> Self {
         let decode = List::new(&executor, lists, decode);
-        let prefill = List::new(&executor, lists, prefill);
+        let prompts: Vec<List> = prompts.iter().map(|index| List::new(&executor, lists, *index)).collect();
         Self {
             inputs: manifest.inputs,
             vocabulary: manifest.model.vocabulary as usize,
             context: manifest.context as usize,
             position: 0,
-            prompt_rows: prefill.max_rows,
+            prompt_rows: prompts.last().unwrap_or(&decode).max_rows,
             executor,
             decode,
-            prefill,
+            prompts,
         }
     }
 
-    /// Takes prompts in chunks of at most `rows`, where that is less than the prefill list's.
+    /// Takes prompts in chunks of at most `rows`, where that is less than they have.
     pub fn limit_prompt_rows(&mut self, rows: usize) {
-        self.prompt_rows = rows.clamp(1, self.prefill.max_rows);
+        self.prompt_rows = self.prompt_rows.min(rows.max(1));
     }
 
     /// Positions that are filled.
@@ -313,7 +316,13 @@ impl Session {
         self.executor.write_integers(self.inputs.token, tokens.iter().copied());
         self.executor.write_integers(self.inputs.position, positions);
         self.executor.write_integers(self.inputs.slot, tokens.iter().map(|_| 0));
-        if tokens.len() == 1 { self.decode.clone() } else { self.prefill.clone() }
+        self.list_for(tokens.len()).clone()
+    }
+
+    /// The list that serves so many rows best.
+    fn list_for(&self, rows: usize) -> &List {
+        let for_prompts = self.prompts.iter().find(|list| rows > 1 && rows <= list.max_rows);
+        for_prompts.unwrap_or(&self.decode)
     }
 
     fn write_logit_rows(&mut self, rows: Range<usize>) {

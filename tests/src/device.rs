@@ -84,10 +84,17 @@ impl Device {
     /// The logits of every position, `[tokens, vocabulary]`.
     #[track_caller]
     pub fn logits(&self, program: &Program, prompt: &[u32]) -> Tensor {
+        self.logits_with(program, prompt, &[])
+    }
+
+    /// The same, asked for with further arguments.
+    #[track_caller]
+    pub fn logits_with(&self, program: &Program, prompt: &[u32], more: &[&str]) -> Tensor {
         let path = self.folder.path().join("logits.safetensors");
         let prompt = crate::id_list(prompt);
         let path_text = path.to_str().expect("UTF-8");
-        self.run(program, ["logits", "--tokens", &prompt, "--quiet", "-o", path_text]).success();
+        let arguments = ["logits", "--tokens", &prompt, "--quiet", "-o", path_text];
+        self.run(program, arguments.into_iter().chain(more.iter().copied())).success();
         crate::read_tensors(&path).remove("logits").expect("a tensor `logits`")
     }
 

@@ -93,6 +93,27 @@ fn near_misses_get_a_suggestion() {
 }
 
 #[test]
+fn a_device_s_plan_foretells_prompts_in_long_chunks() {
+    let plan = |arguments: &[&str]| {
+        let all = ["plan", "--model", "7B", "--target", "sm_80", "--quant", "none", "--json"];
+        qwen2c(&[&all, arguments].concat()).success().json()
+    };
+    let long = plan(&[]);
+    let chunks: Vec<_> = long["prompts"].as_array().expect("prompts").iter().map(|p| &p["chunk_tokens"]).collect();
+    assert_eq!(chunks, [512, 2048]);
+    let fill = |number: usize| long["prompts"][number]["wave_fill"].as_f64().expect("a share");
+    // 108 multiprocessors: 36, 28, 296 and 28 blocks of a product's columns for each 128 rows.
+    assert!((0.70..0.80).contains(&fill(0)) && (0.90..0.95).contains(&fill(1)), "{long}");
+    let rate = |number: usize| long["prompts"][number]["tokens_per_s"].as_f64().expect("a rate");
+    // 13 GFLOP a token at 312 TFLOP/s.
+    assert!(rate(0) < rate(1) && rate(1) < 0.7 * 24_000.0, "{long}");
+    let bytes = |plan: &serde_json::Value| plan["memory"]["activation_bytes"].as_u64().expect("bytes");
+    let short = plan(&["--context", "256"]);
+    assert_eq!(short["prompts"].as_array().map(Vec::len), Some(0), "{short}");
+    assert!(bytes(&long) > 4 * bytes(&short), "activations are as many as the longest chunk's");
+}
+
+#[test]
 fn a_plan_is_told_without_a_checkpoint() {
     let plan =
         qwen2c(&["plan", "--model", "7B", "--target", "x86-64-v4", "--bandwidth", "100"]).success().text();

@@ -24,7 +24,7 @@ fn assert_reference(name: &str, more: &[&str], tolerance: f64) {
     let program = build(&golden, more);
     for seed in SEEDS {
         let device = Device::new(80, seed);
-        // The longest takes more than one chunk; one order of blocks shows that as well as three.
+        // The longest takes the steps for long prompts; one order of blocks shows that as well as three.
         for (length, prompt) in golden.prompts.iter().filter(|(length, _)| seed == 0 || **length < 256) {
             let found = device.logits(&program, &prompt.tokens);
             let kept: Vec<f32> = prompt.positions.iter().flat_map(|&row| found.row(row)).copied().collect();
@@ -71,6 +71,28 @@ fn a_mixture_of_experts_in_f32() {
 #[test]
 fn a_mixture_of_experts_in_bf16() {
     assert_reference("moe-normalized", &["--dtype", "bf16"], HALF_TOLERANCE);
+}
+
+/// Chunks take the steps for fewer rows, whose blocks are cut otherwise, and the bits are the same.
+#[test]
+fn a_prompt_in_chunks_and_at_once_gives_the_same_bits() {
+    for (name, more) in [
+        ("dense-gqa", &["--dtype", "bf16"][..]),
+        ("dense-gqa", &["--dtype", "bf16", "--quant", "int4"]),
+        ("dense-head80", &["--dtype", "f32"]),
+        ("moe-normalized", &["--dtype", "bf16"]),
+    ] {
+        let golden = Golden::load(name);
+        let program = build(&golden, more);
+        let (length, prompt) = golden.prompts.last_key_value().expect("there are prompts");
+        assert!(*length > 256, "{name}: {length} tokens fit the steps for few rows");
+        let device = Device::new(80, 0);
+        let at_once = device.logits(&program, &prompt.tokens);
+        for rows in ["100", "7"] {
+            let in_chunks = device.logits_with(&program, &prompt.tokens, &["--prompt-rows", rows]);
+            assert_eq!(in_chunks.values, at_once.values, "{name} {more:?}: chunks of {rows}");
+        }
+    }
 }
 
 /// Without any optional pass every operation is a kernel of its own, and the program the same function.

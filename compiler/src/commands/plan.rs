@@ -15,7 +15,8 @@ use crate::failure::Failure;
 use crate::pipeline::plan_model;
 use crate::prediction::{DecodePrediction, MemoryTable};
 use crate::program::BUILD;
-use crate::report::{key, memory_table, prediction_lines, section};
+use crate::prompt_prediction::{PromptPrediction, prompt_predictions};
+use crate::report::{key, memory_table, prediction_lines, prompt_lines, section};
 use crate::request::BuildRequest;
 use crate::table::{Side, Table};
 use crate::timing::Timings;
@@ -36,6 +37,7 @@ struct PlanReport {
     machine_memory_bytes: u64,
     largest_context: u64,
     prediction: DecodePrediction,
+    prompts: Vec<PromptPrediction>,
 }
 
 /// Prints the plan of a build.
@@ -88,6 +90,7 @@ fn report(
     let planned = plan_model(request, &description, &storage, &emitted, timings)?;
     let memory = MemoryTable::new(&planned.plan);
     let machine_memory_bytes = machine.memory_bytes;
+    let prompts = prompt_predictions(&planned.schedule, &planned.plan, planned.context, &machine);
     Ok(PlanReport {
         model: config.name.clone(),
         parameters: parameter_count(config),
@@ -101,6 +104,7 @@ fn report(
         machine_memory_bytes,
         largest_context: memory.largest_context(planned.context, config.max_context, machine_memory_bytes),
         prediction: DecodePrediction::new(&planned.schedule, &planned.plan, planned.context, machine),
+        prompts,
     })
 }
 
@@ -127,6 +131,9 @@ fn lines(report: &PlanReport) -> Vec<String> {
         context => format!("    {} positions fit the {machine} of {name}", units::grouped(context)),
     });
     section(&mut lines, "generation", prediction_lines(&report.prediction, report.context));
+    if !report.prompts.is_empty() {
+        section(&mut lines, "prompts", prompt_lines(&report.prompts));
+    }
     lines.push(String::new());
     lines
 }

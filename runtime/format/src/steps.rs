@@ -62,7 +62,7 @@ pub struct Step {
 /// The steps that serve up to `max_rows` rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StepList {
-    /// `decode`, `prefill`, `self_test`.
+    /// `decode`, `prefill`, `prefill_1024`, `self_test`.
     pub name: String,
     /// Most rows of one run of `body`.
     pub max_rows: u32,
@@ -125,7 +125,8 @@ pub struct PersistentKernel {
 pub struct StepLists {
     /// Kernels, on the processor in the order of the linked table.
     pub kernels: Vec<KernelInfo>,
-    /// `decode` first, then `prefill`, then `self_test` where there is one.
+    /// `decode` first, then `prefill` and what serves more rows of a prompt at once, then `self_test` where
+    /// there is one.
     pub lists: Vec<StepList>,
     /// What can run the first list in one launch, where it was asked for.
     pub persistent: Option<PersistentKernel>,
@@ -135,6 +136,15 @@ impl StepLists {
     /// The list with this name.
     pub fn list(&self, name: &str) -> Option<&StepList> {
         self.lists.iter().find(|list| list.name == name)
+    }
+
+    /// Indexes of the lists that prompts go through, ascending by their rows.
+    pub fn prompts(&self) -> Vec<usize> {
+        let is_for_prompts = |list: &StepList| list.name == "prefill" || list.name.starts_with("prefill_");
+        let mut found: Vec<usize> =
+            (0..self.lists.len()).filter(|index| is_for_prompts(&self.lists[*index])).collect();
+        found.sort_by_key(|index| self.lists[*index].max_rows);
+        found
     }
 }
 

@@ -112,8 +112,24 @@ pub struct KernelChoice {
     pub workspace_bytes: u64,
     /// What one run moves and computes.
     pub cost: Cost,
-    /// Launches of a device that one run needs; none on a processor.
-    pub launches: u32,
+    /// Launches of a device that one run needs, one after another; none on a processor.
+    pub launches: Vec<Grid>,
+}
+
+/// The blocks of a launch on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grid {
+    /// Blocks for a group of rows.
+    pub blocks: u64,
+    /// Rows of a group.
+    pub rows_per_block: u64,
+}
+
+impl Grid {
+    /// Blocks that `rows` rows take.
+    pub fn blocks_of(self, rows: u64) -> u64 {
+        self.blocks * rows.div_ceil(self.rows_per_block.max(1))
+    }
 }
 
 /// Why a target cannot serve a request.
@@ -150,6 +166,9 @@ pub struct TargetDescription {
     /// Starting a kernel takes so long that steps of one row should have few: they want norms in front of
     /// products, and the way into the caches behind them, inside the products' kernels.
     pub prefers_few_launches: bool,
+    /// Most rows of each step list for prompts, ascending: a prompt goes through the last in chunks, and what
+    /// is left through the first that holds it.
+    pub prompt_rows: &'static [u64],
 }
 
 /// A finished, immutable target.

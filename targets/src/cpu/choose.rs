@@ -34,7 +34,7 @@ pub(super) fn choose(
         layouts,
         workspace_bytes: 0,
         cost: cost(lanes, request),
-        launches: 0,
+        launches: Vec::new(),
     })
 }
 

@@ -25,6 +25,9 @@ struct Level {
     required: &'static [&'static str],
 }
 
+/// A chunk of a prompt: enough rows to reuse a weight from cache, so few that the activations stay there.
+const PROMPT_ROWS: &[u64] = &[256];
+
 const V3: &[&str] = &["avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"];
 const V4: &[&str] = &[
     "avx2", "fma", "f16c", "bmi1", "bmi2", "movbe", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl",
@@ -198,6 +201,7 @@ fn build_target(level: &Level, features: &[&Feature]) -> CpuTarget {
             multiplies_integers: true,
             has_own_memory: false,
             prefers_few_launches: false,
+            prompt_rows: PROMPT_ROWS,
         },
         processor: level.processor,
         features: llvm_features.join(","),

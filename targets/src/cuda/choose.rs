@@ -40,7 +40,7 @@ pub(super) fn choose(request: &KernelRequest) -> Result<KernelChoice, Unservable
         tiles: tiles.join(", then "),
         workspace_bytes: workspace_bytes(request),
         cost: cost(request, &best),
-        launches: shapes.len() as u32,
+        launches: shapes.iter().map(|(_, shape)| shape.grid()).collect(),
         layouts,
     })
 }

@@ -31,6 +31,11 @@ const ARCHITECTURES: &[Architecture] = &[
     Architecture { number: 120, name: "sm_120", summary: "Blackwell: RTX 50", ptx: "+ptx87" },
 ];
 
+/// Chunks of prompts. The longer, the fewer times weights are read, and the better do a product's blocks fill a
+/// device: those of Qwen2-7B leave 29 % of 108 multiprocessors' time unused with 256 rows, 14 % with 1024 and 8 %
+/// with 2048. Kernels for so many rows have blocks that few rows would leave idle, hence the shorter lists.
+const PROMPT_ROWS: &[u64] = &[256, 1024, 2048];
+
 /// Names and one-line summaries.
 pub(crate) fn known_architectures() -> impl Iterator<Item = (&'static str, &'static str)> {
     ARCHITECTURES.iter().map(|architecture| (architecture.name, architecture.summary))
@@ -64,6 +69,7 @@ impl CudaTarget {
             multiplies_integers: false,
             has_own_memory: true,
             prefers_few_launches: true,
+            prompt_rows: PROMPT_ROWS,
         };
         Some(Self { description, architectures })
     }

@@ -31,6 +31,7 @@ impl FakeTarget {
             multiplies_integers: false,
             has_own_memory: false,
             prefers_few_launches: false,
+            prompt_rows: &[8],
         };
         Self { description, refused: None }
     }
@@ -73,7 +74,7 @@ impl Target for FakeTarget {
         Ok(KernelChoice {
             tiles: "8 columns".to_owned(),
             layouts: request.weights.iter().map(options).collect(),
-            launches: 0,
+            launches: Vec::new(),
             workspace_bytes: if request.caches.len() == 2 { 96 * request.max_rows } else { 0 },
             cost: Cost {
                 fixed_bytes,

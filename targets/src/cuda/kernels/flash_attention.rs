@@ -111,11 +111,11 @@ pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, cut: Cut, scale: f32) {
     let k = kernel.k;
     let block = kernel.block();
     let kv_head = block % k.int(cut.kv_heads);
-    // The last rows see most positions and begin first.
-    let number = k.int(cut.query_blocks - 1) - block / k.int(cut.kv_heads);
-    let first_query = number * k.int(WARPS * WARP_QUERIES);
     let queries = kernel.rows * k.int(cut.group);
-    k.when(first_query.compare(Compare::Less, queries), || {
+    // The last rows see most positions and begin first. Blocks for more rows than there are come behind them.
+    let number = queries.divide_up((WARPS * WARP_QUERIES) as i64) - k.int(1) - block / k.int(cut.kv_heads);
+    let first_query = number * k.int(WARPS * WARP_QUERIES);
+    k.when(k.int(-1).compare(Compare::Less, number), || {
         let threads = k.int(WARP_THREADS);
         let (warp, lane) = (kernel.thread() / threads, kernel.thread() % threads);
         let last_query = queries - k.int(1);

@@ -161,7 +161,7 @@ pub(super) fn geometry_of(request: &KernelRequest, layouts: &[WeightLayout]) -> 
 /// Blocks of four warps, or of what the matrix unit takes.
 pub(super) fn shape(request: &KernelRequest, layouts: &[WeightLayout]) -> Shape {
     if let Some(cut) = Cut::new(request, layouts) {
-        return prompt_matmul::shape(request, cut);
+        return prompt_matmul::shape(cut);
     }
     let geometry = geometry_of(request, layouts);
     shape_of(request, geometry, Tasks::of_product(request, geometry))

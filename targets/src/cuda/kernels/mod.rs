@@ -37,7 +37,7 @@ mod write_cache;
 
 use std::ops::Deref;
 
-use qwen2c_request::{Element, KernelRequest, Operation, WeightLayout};
+use qwen2c_request::{Element, Grid, KernelRequest, Operation, WeightLayout};
 
 use crate::builder::{Buffer, Reduction, Val, WARP_THREADS};
 use crate::cuda::layout::WarpGeometry;
@@ -67,6 +67,11 @@ const ROW_THREADS: u64 = 256;
 pub(super) const DECODE_THREADS: u64 = 128;
 
 impl Shape {
+    /// The blocks alone.
+    pub(super) fn grid(self) -> Grid {
+        Grid { blocks: self.blocks, rows_per_block: self.rows_per_block }
+    }
+
     /// One block for each row, with shared memory for reductions.
     fn row() -> Self {
         Self {

@@ -6,19 +6,18 @@
 //! each thread finishes its results: + bias, + residual, or silu(gate) · up
 //! ```
 
-use qwen2c_request::{KernelRequest, Operation};
+use qwen2c_request::Operation;
 
 use super::tile_cut::{Cut, THREADS};
 use super::tile_product::{Inputs, TileProduct};
 use super::{Kernel, Shape};
-use crate::builder::{Compare, Val};
+use crate::builder::{Compare, Scalar, Val};
 
-/// Blocks for all rows that a step may have.
-pub(super) fn shape(request: &KernelRequest, cut: Cut) -> Shape {
-    let row_blocks = request.max_rows.div_ceil(cut.rows());
+/// Blocks for all columns of some rows.
+pub(super) fn shape(cut: Cut) -> Shape {
     Shape {
-        blocks: cut.column_blocks() * row_blocks,
-        rows_per_block: row_blocks * cut.rows(),
+        blocks: cut.column_blocks(),
+        rows_per_block: cut.rows(),
         threads: THREADS,
         shared_bytes: cut.shared_bytes(),
         blocks_at_once: Some(2),
@@ -28,14 +27,12 @@ pub(super) fn shape(request: &KernelRequest, cut: Cut) -> Shape {
 /// Some columns of some rows.
 pub(super) fn body(kernel: &Kernel<'_, '_>, cut: Cut) {
     let k = kernel.k;
-    let row_blocks = kernel.shape.rows_per_block / cut.rows();
-    let block = kernel.block();
-    let row_block = kernel.row() * k.int(row_blocks) + block % k.int(row_blocks);
-    let first_row = row_block * k.int(cut.rows());
-    // Steps may have fewer rows than the list they are of.
-    k.when(first_row.compare(Compare::Less, kernel.rows), || {
-        multiply(kernel, cut, block / k.int(row_blocks), first_row);
-    });
+    // Blocks run in the order of their numbers, the rows' last: those of all rows for some columns come first.
+    let number = (kernel.row() * k.int(cut.column_blocks()) + kernel.block()).truncate(Scalar::I32);
+    let row_blocks = kernel.rows.divide_up(cut.rows() as i64).truncate(Scalar::I32);
+    let column_block = (number / row_blocks).extend(Scalar::I64);
+    let first_row = (number % row_blocks).extend(Scalar::I64) * k.int(cut.rows());
+    multiply(kernel, cut, column_block, first_row);
 }
 
 fn multiply<'k>(kernel: &Kernel<'k, '_>, cut: Cut, column_block: Val<'k>, first_row: Val<'k>) {
