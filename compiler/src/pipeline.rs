@@ -218,8 +218,7 @@ pub(crate) fn plan_model(
 /// of these.
 fn lists(target: &TargetDescription, (model, short): (Graph, Graph), context: u64) -> Vec<ListSpec> {
     let logit_rows = LOGIT_ROWS.min(context);
-    let mut prompt_rows: Vec<u64> = target.prompt_rows.iter().map(|rows| context.min(*rows)).collect();
-    prompt_rows.dedup();
+    let prompt_rows = prompt_rows(target, context);
     let mut lists = vec![list("decode", model.clone(), 1, 1)];
     for (index, &rows) in prompt_rows.iter().enumerate() {
         let name = if index == 0 { "prefill".to_owned() } else { format!("prefill_{rows}") };
@@ -227,6 +226,13 @@ fn lists(target: &TargetDescription, (model, short): (Graph, Graph), context: u6
     }
     lists.push(list("self_test", short, prompt_rows[0], logit_rows));
     lists
+}
+
+/// Most rows of the lists for prompts, ascending: no prompt is longer than the context.
+fn prompt_rows(target: &TargetDescription, context: u64) -> Vec<u64> {
+    let mut rows: Vec<u64> = target.prompt_rows.iter().map(|rows| context.min(*rows)).collect();
+    rows.dedup();
+    rows
 }
 
 fn list(name: &str, mut graph: Graph, max_rows: u64, max_logit_rows: u64) -> ListSpec {
@@ -374,4 +380,24 @@ fn write_program(
         .map_err(|error| output.failure(&error))?;
     output.complete()?;
     Ok((locator, losses))
+}
+
+#[cfg(test)]
+mod tests {
+    use qwen2c_request::Target;
+    use qwen2c_targets::resolve_target;
+
+    use super::prompt_rows;
+
+    #[test]
+    fn lists_for_prompts_end_with_the_context() {
+        let rows = |target: &str, context| {
+            prompt_rows(resolve_target(&[target]).expect("a target").description(), context)
+        };
+        assert_eq!(rows("x86-64-v3", 8192), [256]);
+        assert_eq!(rows("sm_80", 8192), [256, 1024, 2048]);
+        assert_eq!(rows("sm_80", 1024), [256, 1024]);
+        assert_eq!(rows("sm_80", 300), [256, 300]);
+        assert_eq!(rows("sm_80", 100), [100]);
+    }
 }

@@ -371,6 +371,14 @@ mod tests {
     }
 
     #[test]
+    fn a_chunk_takes_the_shortest_list_that_holds_it() {
+        let session = session(1);
+        let rows: Vec<usize> = [1, 2, 3, 4, 8].map(|rows| session.list_for(rows).max_rows).to_vec();
+        assert_eq!(rows, [1, 3, 3, 8, 8]);
+        assert_eq!(session.prompt_rows(), 8);
+    }
+
+    #[test]
     fn every_row_has_its_logits() {
         // 20 rows: two chunks of 8 and one of 4, each through the head in groups of 3.
         let prompt = prompt(20);

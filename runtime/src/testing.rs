@@ -147,7 +147,7 @@ pub(crate) fn weights() -> Vec<u8> {
     bytes
 }
 
-/// Step lists: decode, prefill, self-test.
+/// Step lists: decode, prompts of many and of some rows, self-test.
 pub(crate) fn lists() -> StepLists {
     let input = |offset| Operand { region: Region::Arena, offset, bytes: 4 * u64::from(PROMPT_ROWS) };
     let (token, position, rows) = (input(INPUTS.token), input(INPUTS.position), input(INPUTS.logit_rows));
@@ -186,6 +186,7 @@ pub(crate) fn lists() -> StepLists {
         lists: vec![
             list("decode", 1, 1),
             list("prefill", PROMPT_ROWS, LOGIT_ROWS),
+            list("prefill_3", 3, 3),
             list("self_test", PROMPT_ROWS, PROMPT_ROWS),
         ],
         persistent: None,

@@ -99,7 +99,8 @@ fn a_device_s_plan_foretells_prompts_in_long_chunks() {
         qwen2c(&[&all, arguments].concat()).success().json()
     };
     let long = plan(&[]);
-    let chunks: Vec<_> = long["prompts"].as_array().expect("prompts").iter().map(|p| &p["chunk_tokens"]).collect();
+    let chunks: Vec<_> =
+        long["prompts"].as_array().expect("prompts").iter().map(|p| &p["chunk_tokens"]).collect();
     assert_eq!(chunks, [512, 2048]);
     let fill = |number: usize| long["prompts"][number]["wave_fill"].as_f64().expect("a share");
     // 108 multiprocessors: 36, 28, 296 and 28 blocks of a product's columns for each 128 rows.

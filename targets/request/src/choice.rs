@@ -20,7 +20,8 @@ pub struct KernelRequest {
     pub caches: Vec<CacheType>,
     /// Values written.
     pub outputs: Vec<TensorType>,
-    /// Largest number of rows a step brings (of `logit_rows` for a kernel behind the head's gather).
+    /// Largest number of rows that the kernel is made for (of `logit_rows` behind the head's gather). Steps bring
+    /// more where [`Target::kernel_rows`] says that it serves them as well.
     pub max_rows: u64,
 }
 
@@ -182,6 +183,12 @@ pub trait Target {
     ///
     /// [`Unservable`] with the numbers that do not fit.
     fn choose(&self, request: &KernelRequest) -> Result<KernelChoice, Unservable>;
+
+    /// The rows of the kernel that serves a request: requests that differ in their `max_rows` alone share a
+    /// kernel where these are equal.
+    fn kernel_rows(&self, request: &KernelRequest) -> u64 {
+        request.max_rows
+    }
 
     /// Bytes of a weight in a layout, padding included.
     fn weight_bytes(&self, weight: &WeightType, layout: WeightLayout) -> u64;

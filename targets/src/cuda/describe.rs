@@ -89,6 +89,15 @@ impl Target for CudaTarget {
         choose::choose(request)
     }
 
+    fn kernel_rows(&self, request: &KernelRequest) -> u64 {
+        let fewer = PROMPT_ROWS.iter().copied().filter(|rows| *rows < request.max_rows);
+        let answer = choose::choose(request);
+        // What a kernel is cut into decides all of it, and stands in the answer.
+        let serves =
+            |rows: &u64| choose::choose(&KernelRequest { max_rows: *rows, ..request.clone() }) == answer;
+        fewer.into_iter().find(serves).unwrap_or(request.max_rows)
+    }
+
     fn weight_bytes(&self, weight: &WeightType, layout: WeightLayout) -> u64 {
         weight_bytes(weight, layout)
     }

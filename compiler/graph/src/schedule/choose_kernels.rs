@@ -3,7 +3,8 @@
 //! # What it does
 //!
 //! Makes a request of each operation and asks once for each distinct one: the layers of a model share
-//! their kernels, so the work does not grow with their number.
+//! their kernels, so the work does not grow with their number. Lists for different numbers of rows share those
+//! that the target would not make differently.
 
 use std::collections::HashMap;
 
@@ -28,7 +29,8 @@ pub(super) fn run(lists: &[ListSpec], target: &dyn Target) -> Result<Requests, S
     for list in lists {
         let mut indices = Vec::with_capacity(list.graph.operations.len());
         for op in &list.graph.operations {
-            let request = request(list, op);
+            let mut request = request(list, op);
+            request.max_rows = target.kernel_rows(&request);
             let index = match index_of.get(&request) {
                 Some(index) => *index,
                 None => {

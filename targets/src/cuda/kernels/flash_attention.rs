@@ -31,6 +31,9 @@ const WARPS: u64 = 4;
 /// Queries of a warp: rows of the matrix unit's left operand.
 const WARP_QUERIES: u64 = 16;
 
+/// Queries of a block.
+const BLOCK_QUERIES: u64 = WARPS * WARP_QUERIES;
+
 /// Positions whose keys and values are in shared memory together.
 const POSITIONS: u64 = 64;
 
@@ -53,8 +56,6 @@ pub(super) struct Cut {
     /// Query heads of a kv head.
     group: u64,
     head_dim: u64,
-    /// Blocks of queries of a kv head, as many as the most rows need.
-    query_blocks: u64,
 }
 
 impl Cut {
@@ -74,7 +75,6 @@ impl Cut {
             kv_heads: cache.kv_heads,
             group,
             head_dim: cache.head_dim,
-            query_blocks: (request.max_rows * group).div_ceil(WARPS * WARP_QUERIES),
         })
     }
 
@@ -94,12 +94,11 @@ impl Cut {
     }
 }
 
-/// One block for each kv head and some queries.
+/// One block for each kv head and some queries: as many as the queries of 64 rows fill.
 pub(super) fn shape(cut: Cut) -> Shape {
-    let block_queries = WARPS * WARP_QUERIES;
     Shape {
-        blocks: cut.kv_heads * cut.query_blocks,
-        rows_per_block: cut.query_blocks * block_queries,
+        blocks: cut.kv_heads * cut.group,
+        rows_per_block: BLOCK_QUERIES,
         threads: WARPS * u64::from(WARP_THREADS),
         shared_bytes: STAGES * 2 * cut.half_stage_bytes(),
         blocks_at_once: Some(2),
@@ -109,12 +108,12 @@ pub(super) fn shape(cut: Cut) -> Shape {
 /// Attention of 64 queries.
 pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, cut: Cut, scale: f32) {
     let k = kernel.k;
-    let block = kernel.block();
+    let block = kernel.row() * k.int(cut.kv_heads * cut.group) + kernel.block();
     let kv_head = block % k.int(cut.kv_heads);
     let queries = kernel.rows * k.int(cut.group);
     // The last rows see most positions and begin first. Blocks for more rows than there are come behind them.
-    let number = queries.divide_up((WARPS * WARP_QUERIES) as i64) - k.int(1) - block / k.int(cut.kv_heads);
-    let first_query = number * k.int(WARPS * WARP_QUERIES);
+    let number = queries.divide_up(BLOCK_QUERIES as i64) - k.int(1) - block / k.int(cut.kv_heads);
+    let first_query = number * k.int(BLOCK_QUERIES);
     k.when(k.int(-1).compare(Compare::Less, number), || {
         let threads = k.int(WARP_THREADS);
         let (warp, lane) = (kernel.thread() / threads, kernel.thread() % threads);
@@ -124,7 +123,7 @@ pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, cut: Cut, scale: f32) {
         let places = [0, WARP_QUERIES / 2].map(|offset| own + k.int(offset));
         let query = |place: Val<'k>| place.minimum(last_query);
         let position = |query: Val<'k>| kernel.input(1).load(query / k.int(cut.group), 1);
-        let block_last = query(first_query + k.int(WARPS * WARP_QUERIES - 1));
+        let block_last = query(first_query + k.int(BLOCK_QUERIES - 1));
         let work = Attention {
             kernel,
             cut,
