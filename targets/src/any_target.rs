@@ -38,6 +38,10 @@ impl Target for AnyTarget {
         self.target().choose(request)
     }
 
+    fn kernel_rows(&self, request: &KernelRequest) -> u64 {
+        self.target().kernel_rows(request)
+    }
+
     fn weight_bytes(&self, weight: &WeightType, layout: WeightLayout) -> u64 {
         self.target().weight_bytes(weight, layout)
     }

@@ -73,7 +73,7 @@ fn a_mixture_of_experts_in_bf16() {
     assert_reference("moe-normalized", &["--dtype", "bf16"], HALF_TOLERANCE);
 }
 
-/// Chunks take the steps for fewer rows, whose blocks are cut otherwise, and the bits are the same.
+/// Chunks take the steps for fewer rows and cross from one to the next; the bits are the same.
 #[test]
 fn a_prompt_in_chunks_and_at_once_gives_the_same_bits() {
     for (name, more) in [
@@ -88,10 +88,8 @@ fn a_prompt_in_chunks_and_at_once_gives_the_same_bits() {
         assert!(*length > 256, "{name}: {length} tokens fit the steps for few rows");
         let device = Device::new(80, 0);
         let at_once = device.logits(&program, &prompt.tokens);
-        for rows in ["100", "7"] {
-            let in_chunks = device.logits_with(&program, &prompt.tokens, &["--prompt-rows", rows]);
-            assert_eq!(in_chunks.values, at_once.values, "{name} {more:?}: chunks of {rows}");
-        }
+        let in_chunks = device.logits_with(&program, &prompt.tokens, &["--prompt-rows", "99"]);
+        assert_eq!(in_chunks.values, at_once.values, "{name} {more:?}");
     }
 }
 

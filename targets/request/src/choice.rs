@@ -186,9 +186,7 @@ pub trait Target {
 
     /// The rows of the kernel that serves a request: requests that differ in their `max_rows` alone share a
     /// kernel where these are equal.
-    fn kernel_rows(&self, request: &KernelRequest) -> u64 {
-        request.max_rows
-    }
+    fn kernel_rows(&self, request: &KernelRequest) -> u64;
 
     /// Bytes of a weight in a layout, padding included.
     fn weight_bytes(&self, weight: &WeightType, layout: WeightLayout) -> u64;

@@ -131,6 +131,10 @@ impl Target for CpuTarget {
         choose::choose(self.instructions(), request)
     }
 
+    fn kernel_rows(&self, request: &KernelRequest) -> u64 {
+        request.max_rows
+    }
+
     fn weight_bytes(&self, weight: &WeightType, layout: WeightLayout) -> u64 {
         weight_bytes(weight, layout)
     }

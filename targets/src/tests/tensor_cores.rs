@@ -132,6 +132,33 @@ fn products_of_integers() {
     }
 }
 
+/// Lists for more rows have larger blocks; a row's result is the same.
+#[test]
+fn blocks_of_32_64_and_128_rows_give_the_same_bits() {
+    for quantization in [None, Some(Quantization::signed(4, 32))] {
+        let (inputs, outputs, count) = (200, 300, 70);
+        let mut w_type = weight(Element::Bf16, &[outputs, inputs]);
+        w_type.quantization = quantization;
+        let (x, w) = (numbers(count * inputs, 1), numbers(outputs * inputs, 2));
+        let results = [96, 4096, 8192].map(|max_rows| {
+            let mut ty = request(
+                Operation::Matmul { norm: None, bias: false, residual: false, silu_multiply: false },
+                vec![rows(Element::Bf16, &[inputs])],
+                vec![w_type.clone()],
+                vec![rows(Element::F32, &[outputs])],
+            );
+            ty.max_rows = max_rows;
+            let grid = resolve_target(&["sm_80"]).unwrap().choose(&ty).unwrap().launches[0];
+            let given = [std::slice::from_ref(&x), std::slice::from_ref(&w)];
+            (grid.rows_per_block, run_counted(&ty, count, given[0], given[1], &[], &[]).0)
+        });
+        let largest = if quantization.is_some() { 64 } else { 128 };
+        assert_eq!(results.each_ref().map(|(rows, _)| *rows), [32, 64, largest]);
+        assert_eq!(results[0].1, results[1].1, "{quantization:?}");
+        assert_eq!(results[0].1, results[2].1, "{quantization:?}");
+    }
+}
+
 #[test]
 fn no_product_is_executed_in_vain() {
     for quantization in [None, Some(Quantization::signed(4, 32))] {

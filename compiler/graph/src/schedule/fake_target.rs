@@ -86,6 +86,12 @@ impl Target for FakeTarget {
         })
     }
 
+    /// Norms are the same for any number of rows but one.
+    fn kernel_rows(&self, request: &KernelRequest) -> u64 {
+        let is_norm = matches!(request.operation, Operation::RmsNorm { .. });
+        if is_norm { request.max_rows.min(8) } else { request.max_rows }
+    }
+
     fn weight_bytes(&self, weight: &WeightType, layout: WeightLayout) -> u64 {
         let (lanes, pair) = match layout {
             WeightLayout::RowMajor => (1, 1),

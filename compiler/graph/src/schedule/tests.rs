@@ -39,6 +39,20 @@ fn layers_share_their_kernels() {
 }
 
 #[test]
+fn lists_share_what_the_target_would_make_alike() {
+    let config = tiny_config();
+    let mut lists = lists(&config);
+    lists.push(list(&config, "prefill_16", 16));
+    let schedule = schedule(lists, &FakeTarget::new()).expect("served");
+    let names: Vec<&str> = schedule.kernels.iter().map(|kernel| kernel.name.as_str()).collect();
+    let kernels_for_16 = |operation: &str| {
+        names.iter().filter(|name| name.starts_with(operation) && name.ends_with("_rows16")).count()
+    };
+    assert_eq!(kernels_for_16("rms_norm"), 0, "{names:?}");
+    assert_ne!(kernels_for_16("matmul"), 0, "{names:?}");
+}
+
+#[test]
 fn the_head_s_norm_is_the_body_s() {
     let schedule = schedule(lists(&tiny_config()), &FakeTarget::new()).expect("served");
     let names: Vec<&str> = schedule.kernels.iter().map(|kernel| kernel.name.as_str()).collect();
