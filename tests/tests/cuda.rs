@@ -168,7 +168,7 @@ fn what_does_not_suit_a_program_is_named_with_both_sides() {
     on(Device::new(75, 0)).refused(1, &["sm_75", "sm_80"]);
     on(Device::new(80, 0).with("QWEN2C_EMULATOR_DEVICES", 0)).refused(1, &["device"]);
     on(Device::new(80, 0).with("QWEN2C_EMULATOR_DRIVER_VERSION", 10_020)).refused(1, &["10.2"]);
-    on(Device::new(80, 0).with("QWEN2C_EMULATOR_MEMORY_BYTES", 560_000)).refused(1, &["memory", "--context"]);
+    on(Device::new(80, 0).with("QWEN2C_EMULATOR_MEMORY_BYTES", 840_000)).refused(1, &["memory", "--context"]);
     on(Device::new(80, 0).with("QWEN2C_EMULATOR_LOSE_DEVICE_AFTER", 7)).refused(1, &["CUDA_ERROR"]);
     let second = ["run", "--tokens", "1,2", "-n", "1", "--quiet", "--device", "1"];
     Device::new(80, 0).run(&program, second).refused(1, &["--device"]);
