@@ -365,7 +365,7 @@ fn a_device_lost_in_the_middle_ends_with_the_steps_name() {
     run(&["run", "--raw", "-p", "xaxaxaxaxa"]).says(&[
         "could not start kernel `logits`",
         name,
-        "--> step 3 of `prefill`, kernel `logits`",
+        "--> step 3 of `prefill_3`, kernel `logits`",
         "help: look at `nvidia-smi`",
     ]);
     lost("cuGraphLaunch", 2);
