@@ -70,7 +70,7 @@ impl Cut {
             && output.element == cache.element
             && cache.head_dim.is_multiple_of(DEPTH)
             && cache.head_dim <= LONGEST_HEAD;
-        (request.max_rows > 1 && is_one_sequence && fits).then(|| Self {
+        (request.max_rows > 1 && is_one_sequence && fits).then_some(Self {
             element: cache.element,
             kv_heads: cache.kv_heads,
             group,
