@@ -258,6 +258,7 @@ fn fuse(
             multiplies_integers: request.multiplies_integers(),
             has_own_memory: request.target.description().has_own_memory,
             prefers_few_launches: request.target.description().prefers_few_launches,
+            longest_fused_norm: request.target.description().longest_fused_norm,
         };
         let of_list = run_passes(&mut list.graph, &context, &disabled, &mut |_, _, _| {})
             .map_err(|error| Failure::Bug(refused_by_verifier(&error)))?;

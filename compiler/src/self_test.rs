@@ -77,6 +77,7 @@ pub(crate) fn record(
         multiplies_integers,
         has_own_memory: false,
         prefers_few_launches: false,
+        longest_fused_norm: 0,
     };
     resolve(&mut graph, &context)?;
     let count = MOST_COLUMNS.min(config.vocabulary);
@@ -265,6 +266,7 @@ mod tests {
             multiplies_integers: false,
             has_own_memory: false,
             prefers_few_launches: false,
+            longest_fused_norm: 0,
         };
         super::resolve(&mut graph, &context).unwrap();
         let source = RandomWeights::new(5);

@@ -42,6 +42,7 @@ fn graphs(checkpoint: &Checkpoint, dtype: Element) -> [(&'static str, Graph); 2]
             multiplies_integers: true,
             has_own_memory: false,
             prefers_few_launches: false,
+            longest_fused_norm: 0,
         };
         run_passes(&mut graph, &context, disabled, &mut |_, _, _| {})
             .expect("the passes keep the graph valid");

@@ -36,6 +36,7 @@ fn interpreted(
         multiplies_integers,
         has_own_memory: false,
         prefers_few_launches: false,
+        longest_fused_norm: 0,
     };
     run_passes(&mut graph, &context, &fusions, &mut |_, _, _| {}).expect("a valid graph");
     let mut interpreter = Interpreter::new(&graph, &checkpoint).expect("a valid graph");

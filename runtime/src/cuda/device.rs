@@ -129,7 +129,7 @@ pub(crate) fn check_shared_memory(facts: &DeviceFacts, lists: &StepLists) -> Res
     }
 }
 
-/// Compares free memory with what weights and arena take.
+/// Compares free memory with what weights, arena and the table of steps take.
 ///
 /// # Errors
 ///
@@ -138,33 +138,34 @@ pub(crate) fn check_memory(
     facts: &DeviceFacts,
     context: &Rc<Context>,
     manifest: &Manifest,
+    table_bytes: u64,
 ) -> Result<(), Diagnostic> {
     let free = context.free_bytes()?;
-    if free >= manifest.weight_bytes + manifest.arena_bytes {
+    if free >= manifest.weight_bytes + manifest.arena_bytes + table_bytes {
         Ok(())
     } else {
-        Err(does_not_fit(facts, free, manifest))
+        Err(does_not_fit(facts, free, manifest, table_bytes))
     }
 }
 
-fn does_not_fit(facts: &DeviceFacts, free: u64, manifest: &Manifest) -> Diagnostic {
+fn does_not_fit(facts: &DeviceFacts, free: u64, manifest: &Manifest, table_bytes: u64) -> Diagnostic {
     let Manifest { weight_bytes, arena_bytes, kv_cache_bytes, context, .. } = manifest;
     let mut diagnostic = Diagnostic::new("the program needs more memory than the GPU has free")
         .found(format!("{} free of {} on {}", bytes_text(free), bytes_text(facts.memory_bytes), facts.name))
         .needed(format!(
             "{}: {} of weights, and {} of activations and cache, of which {} are the cache for {context} positions",
-            bytes_text(weight_bytes + arena_bytes),
+            bytes_text(weight_bytes + arena_bytes + table_bytes),
             bytes_text(*weight_bytes),
-            bytes_text(*arena_bytes),
+            bytes_text(arena_bytes + table_bytes),
             bytes_text(*kv_cache_bytes),
         ));
-    if let Some(positions) = largest_context(free, manifest) {
+    if let Some(positions) = largest_context(free.saturating_sub(table_bytes), manifest) {
         diagnostic = diagnostic.help(format!("build the program with `--context {positions}`, which fits"));
     }
     let int4_bytes = manifest.model.parameters.saturating_mul(INT4_BITS) / 8;
     if int4_bytes < weight_bytes / 2 {
         let bytes = bytes_text(int4_bytes);
-        let fits = if int4_bytes + arena_bytes <= free { ", which fits" } else { "" };
+        let fits = if int4_bytes + arena_bytes + table_bytes <= free { ", which fits" } else { "" };
         diagnostic =
             diagnostic.help(format!("with `--quant int4` the weights would take about {bytes}{fits}"));
     }
@@ -216,7 +217,7 @@ mod tests {
 
     #[test]
     fn what_would_fit_is_said() {
-        let message = does_not_fit(&facts(), 20 << 30, &manifest()).to_string();
+        let message = does_not_fit(&facts(), 20 << 30, &manifest(), 0).to_string();
         for part in [
             "(20.00 GiB) free of 25769803776 bytes (24.00 GiB) on NVIDIA A10",
             "(23.00 GiB): 15032385536 bytes (14.00 GiB) of weights",
@@ -228,10 +229,10 @@ mod tests {
             assert!(message.contains(part), "{part}: {message}");
         }
         // No context helps where the weights alone are too large, and int4 does not where they are int4.
-        let message = does_not_fit(&facts(), 8 << 30, &manifest()).to_string();
+        let message = does_not_fit(&facts(), 8 << 30, &manifest(), 0).to_string();
         assert!(!message.contains("--context") && message.contains("(4.38 GiB)\n"), "{message}");
         let int4 = Manifest { weight_bytes: 4 << 30, ..manifest() };
-        assert!(!does_not_fit(&facts(), 1 << 30, &int4).to_string().contains("int4"));
+        assert!(!does_not_fit(&facts(), 1 << 30, &int4, 0).to_string().contains("int4"));
     }
 
     #[test]

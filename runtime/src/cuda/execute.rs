@@ -10,7 +10,7 @@ use super::driver::{Context, Driver, Event, Function, Graph, GraphBuilder, Grid,
 use super::exchange::Exchange;
 use super::image;
 use super::memory::{DeviceMemory, upload};
-use super::persistent::{PersistentDecode, Row};
+use super::persistent::{self, PersistentDecode, Row};
 use crate::execute::{Job, Observer};
 use crate::memory::Mapping;
 
@@ -112,7 +112,7 @@ impl DeviceExecutor {
         device::check_shared_memory(&facts, lists)?;
         let handle = driver.device(number)?;
         let context = Context::new(driver, handle)?;
-        device::check_memory(&facts, &context, manifest)?;
+        device::check_memory(&facts, &context, manifest, persistent::table_bytes(lists))?;
         let (module, image) = image::load(&context, &images)?;
         let kernels = bind_kernels(&module, lists)?;
         let arena = DeviceMemory::zeroed(&context, manifest.arena_bytes, "activations and cache")?;

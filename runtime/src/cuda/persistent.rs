@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use qwen2c_format::{Diagnostic, PersistentKernel};
+use qwen2c_format::{Diagnostic, PersistentKernel, StepLists};
 
 use super::device::DeviceFacts;
 use super::driver::{Context, Function, Grid, Module};
@@ -31,6 +31,19 @@ pub(crate) struct PersistentDecode {
     word_offset: u64,
 }
 
+/// Bytes of a table of so many rows, with the word of the barriers behind it.
+fn bytes_of(kernel: &PersistentKernel, rows: usize) -> usize {
+    rows * kernel.row_words as usize * WORD_BYTES + WORD_BYTES
+}
+
+/// Device memory that a program's table takes; 0 where it has none.
+pub(crate) fn table_bytes(lists: &StepLists) -> u64 {
+    let (Some(kernel), Some(decode)) = (&lists.persistent, lists.lists.first()) else { return 0 };
+    let launches = |kernel: u32| lists.kernels.get(kernel as usize).map_or(0, |kernel| kernel.launches.len());
+    let rows = decode.body.iter().chain(&decode.head).map(|step| launches(step.kernel)).sum();
+    bytes_of(kernel, rows) as u64
+}
+
 impl PersistentDecode {
     /// Puts the table on the device. None where the device does not run blocks that wait for one another.
     ///
@@ -53,8 +66,8 @@ impl PersistentDecode {
         if blocks == 0 || !facts.runs_blocks_together {
             return Ok(None);
         }
-        let word_offset = rows.len() * *row_words as usize * WORD_BYTES;
-        let bytes = word_offset + WORD_BYTES;
+        let bytes = bytes_of(kernel, rows.len());
+        let word_offset = bytes - WORD_BYTES;
         let table = DeviceMemory::reserve(context, bytes as u64, "table of steps")?;
         let mut pinned = PinnedMemory::zeroed(context, bytes as u64)?;
         // SAFETY: no copy is under way yet.

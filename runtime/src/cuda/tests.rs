@@ -203,6 +203,22 @@ fn a_persistent_program_is_a_graph_where_blocks_cannot_wait_for_one_another() {
     }
 }
 
+#[test]
+fn the_table_of_a_persistent_program_has_to_fit_as_well() {
+    let file = persistent_file();
+    let rows = file.lists.lists[0].body.len() + file.lists.lists[0].head.len();
+    let table_bytes = rows * 4 * 8 + 8;
+    let least = file.manifest.weight_bytes as usize + file.manifest.arena_bytes as usize + table_bytes;
+    for (free_bytes, fits) in [(least, true), (least - 1, false)] {
+        with(|fake| {
+            *fake = Fake::new();
+            fake.devices[0].free_bytes = free_bytes;
+        });
+        let ended = run_on(&file, &["run", "--tokens", "252", "--print-tokens"]);
+        assert_eq!(ended.result.is_ok(), fits, "{free_bytes} bytes");
+    }
+}
+
 /// A sampler to which everything counts asks for everything, and chooses as it would on the processor.
 #[test]
 fn all_logits_come_where_the_largest_do_not_decide() {

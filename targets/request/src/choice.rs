@@ -170,6 +170,8 @@ pub struct TargetDescription {
     /// Most rows of each step list for prompts, ascending: a prompt goes through the last in chunks, and what
     /// is left through the first that holds it.
     pub prompt_rows: &'static [u64],
+    /// Elements of the longest row that a product can normalize.
+    pub longest_fused_norm: u64,
 }
 
 /// A finished, immutable target.

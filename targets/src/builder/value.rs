@@ -162,7 +162,8 @@ impl<'k> Val<'k> {
 
     /// The bits of an `f32`, those below the sign inverted where it is negative: integers in the order of the
     /// numbers. What is done twice is undone.
-    fn ordered_bits(self) -> Self {
+    #[track_caller]
+    pub(crate) fn ordered_bits(self) -> Self {
         let bits = if self.ty.scalar == Scalar::F32 { self.bitcast(Scalar::I32) } else { self };
         bits.exclusive_or(bits.shift_right_signed(31).and_bits(0x7fff_ffff))
     }

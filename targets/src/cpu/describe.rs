@@ -206,6 +206,7 @@ fn build_target(level: &Level, features: &[&Feature]) -> CpuTarget {
             has_own_memory: false,
             prefers_few_launches: false,
             prompt_rows: PROMPT_ROWS,
+            longest_fused_norm: 0,
         },
         processor: level.processor,
         features: llvm_features.join(","),

@@ -94,7 +94,10 @@ fn cost(request: &KernelRequest, layouts: &[WeightLayout]) -> Cost {
     let mut cost = Cost { bytes_per_row: activations, ..Cost::default() };
     match request.operation {
         Operation::Matmul { .. } | Operation::ProjectAndWriteCache { .. } => {
-            cost.fixed_bytes = weight_bytes(0);
+            // A rotary table lies between the product's weight and vectors: a row of it for each of `x`.
+            let table = request.weights[1..].iter().find(|weight| weight.extents().len() == 2);
+            cost.bytes_per_row += table.map_or(0, |table| table.columns() * table.element.bytes());
+            cost.fixed_bytes = weight_bytes(0) + vector_bytes(request);
             cost.operations_per_row = 2 * request.weights[0].rows() * request.weights[0].columns();
         }
         Operation::ExpertMatmul { .. } => {
@@ -122,11 +125,16 @@ fn cost(request: &KernelRequest, layouts: &[WeightLayout]) -> Cost {
         }
         _ => {
             cost.operations_per_row = request.outputs.iter().map(TensorType::row_elements).sum();
-            let vectors = request.weights.iter().filter(|weight| weight.extents().len() == 1);
-            cost.fixed_bytes = vectors.map(|weight| weight.columns() * weight.element.bytes()).sum();
+            cost.fixed_bytes = vector_bytes(request);
         }
     }
     cost
+}
+
+/// Bytes of biases and weights of norms.
+fn vector_bytes(request: &KernelRequest) -> u64 {
+    let vectors = request.weights.iter().filter(|weight| weight.extents().len() == 1);
+    vectors.map(|weight| weight.columns() * weight.element.bytes()).sum()
 }
 
 fn attention_cost(request: &KernelRequest, heads: u64, cost: &mut Cost) {

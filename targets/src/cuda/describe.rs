@@ -4,6 +4,7 @@ use qwen2c_request::{
     CacheType, KernelChoice, KernelRequest, Target, TargetDescription, Unservable, WeightLayout, WeightType,
 };
 
+use super::kernels::LONGEST_NORM;
 use super::{choose, layout};
 use crate::pack::weight_bytes;
 
@@ -70,6 +71,7 @@ impl CudaTarget {
             has_own_memory: true,
             prefers_few_launches: true,
             prompt_rows: PROMPT_ROWS,
+            longest_fused_norm: LONGEST_NORM,
         };
         Some(Self { description, architectures })
     }

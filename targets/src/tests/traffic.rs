@@ -7,8 +7,8 @@ fn device() -> AnyTarget {
     resolve_target(&["sm_80"]).unwrap()
 }
 
-/// A product with one row: every byte of the weight is asked for once, and each warp asks for the inputs of its
-/// rows once, all of it 16 bytes wide.
+/// A product with one row: every byte of the weight is asked for once, and the inputs once for each task, whose
+/// parts a block's warps share, all of it 16 bytes wide.
 #[test]
 fn a_token_reads_every_weight_once_and_16_bytes_at_a_time() {
     let formats = [
@@ -53,6 +53,31 @@ fn a_token_reads_every_weight_once_and_16_bytes_at_a_time() {
             assert_eq!(counts.global_written_bytes, outputs * 4);
             assert_eq!(counts.shared_bank_conflicts, 0);
         }
+    }
+}
+
+/// A product that fills a device has the inputs in shared memory: a block of four warps, which have 16 output rows
+/// each or half of the inputs of 16, asks for them once.
+#[test]
+fn blocks_of_a_large_product_ask_for_the_inputs_once() {
+    let (inputs, outputs) = (2048_u64, 8192_u64);
+    for (quantization, rows_of_block) in [(None, 64), (Some(Quantization::signed(4, 32)), 32)] {
+        let mut w_type = weight(Element::Bf16, &[outputs, inputs]);
+        w_type.quantization = quantization;
+        let mut ty = request(
+            Operation::Matmul { norm: None, bias: false, residual: false, silu_multiply: false },
+            vec![rows(Element::Bf16, &[inputs])],
+            vec![w_type],
+            vec![rows(Element::F32, &[outputs])],
+        );
+        ty.max_rows = 1;
+        let (x, w) = (numbers(inputs, 44), numbers(outputs * inputs, 45));
+        let (counts, bytes) = count(&device(), &ty, 1, &[x], &[w], &[]);
+        let blocks = outputs / rows_of_block;
+        assert_eq!(counts.global_read_bytes, bytes.weights + blocks * inputs * 2, "{quantization:?}");
+        assert_eq!(counts.global_distinct_read_bytes, bytes.weights + inputs * 2, "{quantization:?}");
+        assert_eq!(counts.global_loads, counts.global_loads_of_16_bytes, "{quantization:?}");
+        assert_eq!(counts.shared_bank_conflicts, 0, "{quantization:?}");
     }
 }
 

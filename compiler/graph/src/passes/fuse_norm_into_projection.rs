@@ -25,9 +25,10 @@
 //!
 //! # When it does not apply
 //!
-//! Where a step brings several rows, and on targets that start kernels in no time. Where something else than
-//! a projection reads the normalized row: it has to be written then. Where a projection's weight has another
-//! type than the row, because the type of the weight says how the row is rounded (routers, which are f32).
+//! Where a step brings several rows, and on targets that start kernels in no time. Where the row is longer
+//! than what the target's products can normalize. Where something else than a projection reads the normalized
+//! row: it has to be written then. Where a projection's weight has another type than the row, because the type
+//! of the weight says how the row is rounded (routers, which are f32).
 
 use qwen2c_request::Operation;
 
@@ -40,15 +41,18 @@ pub(super) fn run(graph: &mut Graph, context: &PassContext<'_>) -> u64 {
     if context.max_rows > 1 || !context.prefers_few_launches {
         return 0;
     }
-    rewrite_all(graph, find)
+    rewrite_all(graph, |graph, uses, index| find(graph, uses, index, context.longest_fused_norm))
 }
 
-fn find(graph: &mut Graph, uses: &Uses, index: usize) -> Option<Replacement> {
+fn find(graph: &mut Graph, uses: &Uses, index: usize, longest: u64) -> Option<Replacement> {
     let norm = graph.operations[index].clone();
     let Operation::RmsNorm { epsilon } = norm.operation else { return None };
     let ([row], [x], [weight]) = (&norm.outputs[..], &norm.inputs[..], &norm.weights[..]) else {
         return None;
     };
+    if graph.value(*row).ty.columns() > longest {
+        return None;
+    }
     let readers = uses.readers(*row);
     let can_all = readers.iter().all(|reader| can_normalize(graph, &graph.operations[*reader], *row));
     if readers.is_empty() || graph.outputs.contains(row) || !can_all {
@@ -83,6 +87,7 @@ fn can_normalize(graph: &Graph, op: &Op, row: ValueId) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::passes::PassFunction;
     use crate::passes::tests::{EXPERTS, MLP, rewrite};
 
     fn run_for_device(graph: &mut Graph, context: &PassContext<'_>) -> u64 {
@@ -115,6 +120,13 @@ mod tests {
     #[test]
     fn targets_without_launches_keep_norms() {
         assert_eq!(rewrite(run, &normalized(MLP), 1), (0, normalized(MLP)));
+    }
+
+    #[test]
+    fn a_row_too_long_for_the_target_keeps_its_norm() {
+        let run_with_less: PassFunction =
+            |graph, context| run_for_device(graph, &PassContext { longest_fused_norm: 63, ..*context });
+        assert_eq!(rewrite(run_with_less, &normalized(MLP), 1), (0, normalized(MLP)));
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub struct PassContext<'a> {
     pub has_own_memory: bool,
     /// The target wants few kernels for steps of one row.
     pub prefers_few_launches: bool,
+    /// Elements of the longest row that the target's products can normalize.
+    pub longest_fused_norm: u64,
 }
 
 /// A rewrite of the graph. Returns the number of places rewritten.

@@ -59,6 +59,7 @@ pub(super) fn context(config: &ModelConfig, max_rows: u64) -> PassContext<'_> {
         multiplies_integers: true,
         has_own_memory: true,
         prefers_few_launches: false,
+        longest_fused_norm: 64,
     }
 }
 

@@ -32,6 +32,7 @@ impl FakeTarget {
             has_own_memory: false,
             prefers_few_launches: false,
             prompt_rows: &[8],
+            longest_fused_norm: 0,
         };
         Self { description, refused: None }
     }

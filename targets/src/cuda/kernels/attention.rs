@@ -113,11 +113,11 @@ pub(super) fn launches(request: &KernelRequest) -> Vec<(&'static str, Shape)> {
     let threads = WARPS * u64::from(WARP_THREADS);
     let blocks = cut.kv_heads * cut.head_blocks * cut.position_blocks;
     let first =
-        Shape { blocks, rows_per_block: 1, threads, shared_bytes: cut.shared_bytes(), ..Shape::row() };
+        Shape { blocks, rows_per_block: 1, threads, shared_bytes: cut.shared_bytes(), ..Shape::row(request) };
     if !cut.is_split() {
         return vec![("", first)];
     }
-    let merge = Shape { blocks: cut.heads, threads, ..Shape::row() };
+    let merge = Shape { blocks: cut.heads, threads, ..Shape::row(request) };
     vec![("", first), ("_merge", merge)]
 }
 

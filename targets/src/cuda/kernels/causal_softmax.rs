@@ -15,7 +15,7 @@ fn heads(request: &KernelRequest) -> u64 {
 
 /// A block for each head.
 pub(super) fn shape(request: &KernelRequest) -> Shape {
-    Shape { blocks: heads(request), ..Shape::row() }
+    Shape { blocks: heads(request), ..Shape::row(request) }
 }
 
 /// One head of one row.

@@ -13,7 +13,7 @@
 use qwen2c_request::{KernelRequest, Operation, WeightLayout};
 
 use super::functions::silu;
-use super::matmul::{Results, Tasks, multiply, rows_side_by_side};
+use super::matmul::{Results, Tasks, input_row, multiply, rows_side_by_side, shared_bytes};
 use super::tile_cut::Cut;
 use super::unit_product::InputRow;
 use super::{Kernel, Shape, prompt_experts};
@@ -24,7 +24,9 @@ fn cut(request: &KernelRequest, layouts: &[WeightLayout]) -> (WarpGeometry, Task
     match layouts[0] {
         WeightLayout::WarpPanels { rows, separate_halves } => {
             let geometry = WarpGeometry::new(&request.weights[0], rows, separate_halves);
-            (geometry, Tasks::new(geometry, false))
+            let tasks = Tasks::new(geometry, false);
+            let is_alone = request.max_rows == 1 && !is_grouped(request);
+            (geometry, if is_alone { tasks.widened(geometry, choices(request)) } else { tasks })
         }
         _ => unreachable!("`choose` offers products warp panels alone"),
     }
@@ -54,7 +56,14 @@ pub(super) fn shape(request: &KernelRequest, layouts: &[WeightLayout]) -> Shape 
     } else {
         (choices(request), 1)
     };
-    Shape { blocks: parts * tasks.blocks(), rows_per_block, threads: 128, ..Shape::row() }
+    let shared_bytes = shared_bytes(request, geometry, tasks);
+    Shape {
+        blocks: parts * tasks.blocks(),
+        rows_per_block,
+        threads: 128,
+        shared_bytes,
+        ..Shape::row(request)
+    }
 }
 
 /// Some columns of one entry or of one active expert.
@@ -102,14 +111,15 @@ fn multiply_entries<'k>(
 ) {
     let k = kernel.k;
     let choices = k.int(choices(kernel.request));
+    let matrix = kernel.weight(0).at_bytes(expert * k.int(geometry.matrix_bytes()));
     // `x` has a row for each entry (behind the first product) or one for all choices of a row.
     let is_by_entry = kernel.input_type(0).dimensions.len() == 3;
     let inputs: Vec<InputRow<'k>> = entries
         .iter()
         .map(|entry| if is_by_entry { *entry } else { *entry / choices })
-        .map(|row| InputRow::Plain(kernel.input(0).at(row * k.int(geometry.columns))))
+        .map(|row| kernel.input(0).at(row * k.int(geometry.columns)))
+        .map(|row| input_row(kernel, (geometry, tasks), matrix, row))
         .collect();
-    let matrix = kernel.weight(0).at_bytes(expert * k.int(geometry.matrix_bytes()));
     let results = multiply(kernel, (geometry, tasks), (matrix, k.int(0)), &inputs);
     let exists = k.both(results.exists, results.input.compare(Compare::Less, count));
     k.when(exists, || {

@@ -3,7 +3,7 @@
 //! ```text
 //! a warp takes a task: some output rows (with silu_multiply: of the gate and of the up projection)
 //!   several warps share the inputs of a task where there are few tasks
-//!   with norm: every block normalizes x for itself      `normalized_row`
+//!   one row: every block has x in shared memory         `staged_row`, with norm `normalized_row`
 //!   sums = weights · x                                  `unit_product`
 //! each thread finishes one result: + bias, + residual, or silu(gate) · up
 //! ```
@@ -14,8 +14,8 @@ use qwen2c_request::{Element, KernelRequest, Operation, Unservable, WeightLayout
 
 use super::functions::silu;
 use super::tile_cut::Cut;
-use super::unit_product::{InputRow, UnitProduct};
-use super::{Kernel, REDUCTION_BYTES, Shape, normalized_row, prompt_matmul};
+use super::unit_product::{InputRow, Panel, UnitProduct};
+use super::{Kernel, REDUCTION_BYTES, Shape, normalized_row, prompt_matmul, staged_row};
 use crate::builder::{Buffer, Compare, Val, WARP_THREADS};
 use crate::cuda::layout::{BLOCK_UNITS, UNIT_BYTES, WarpGeometry};
 
@@ -37,11 +37,24 @@ const MOST_SUMS: u64 = 32;
 /// Rows of activations that a warp multiplies with a weight once it has it.
 const ROWS_SIDE_BY_SIDE: u64 = 4;
 
-/// Fewer tasks leave a device without enough loads under way: 16 warps for each of 108 multiprocessors.
-const TASKS_WANTED: u64 = 16 * 108;
+/// Multiprocessors of an A100.
+const MULTIPROCESSORS: u64 = 108;
 
-/// Blocks of more tasks would wait for others to end, and then normalize the row once more.
-const TASKS_AT_ONCE: u64 = 2 * TASKS_WANTED;
+/// Fewer tasks are shared out to several warps each.
+const TASKS_WANTED: u64 = 16 * MULTIPROCESSORS;
+
+/// Output rows of both halves that a warp takes of a product of one row: 16 bytes of each are under way at once,
+/// 8 KiB together.
+const MOST_ROWS_OF_WARP: u64 = 16;
+
+/// Warps that a product of one row keeps, however many rows each could take. A block asks for the inputs once,
+/// so that fewer blocks ask for less. With 16 rows for each warp, four warps have 32 KiB under way, where a
+/// multiprocessor of an A100 needs 13 KiB to keep its memory busy (2039 GB/s for 700 ns).
+const WARPS_OF_ELEMENTS: u64 = WARPS * MULTIPROCESSORS;
+
+/// As many as with elements would have the memory wait while they widen integers: ten instructions for four
+/// bytes. With two on each scheduler one's loads are under way while the other computes.
+const WARPS_OF_INTEGERS: u64 = 2 * WARPS * MULTIPROCESSORS;
 
 /// The layout that products read.
 pub(in crate::cuda) fn layout_of(weight: &WeightType, separate_halves: bool) -> WeightLayout {
@@ -78,13 +91,32 @@ impl Tasks {
     /// How the product of a request is cut.
     pub(super) fn of_product(request: &KernelRequest, geometry: WarpGeometry) -> Self {
         let tasks = Self::new(geometry, true);
-        let is_normalized = request.operation.norm().is_some();
-        Self { rounds: if is_normalized { (tasks.count / TASKS_AT_ONCE).max(1) } else { 1 }, ..tasks }
+        if !is_alone(request) {
+            return tasks;
+        }
+        let tasks = tasks.widened(geometry, 1);
+        // Parts of one round would have to wait for those of the round before.
+        let rounds = if tasks.split == 1 { tasks.count / warps_wanted(geometry) } else { 1 };
+        Self { rounds: rounds.max(1), ..tasks }
     }
 
     /// How a product is cut that needs both halves of heads at once, `half_rows` each, whole panels.
-    pub(super) fn of_heads(geometry: WarpGeometry, half_rows: u64) -> Self {
-        Self::of_halves(geometry, 2, half_rows / geometry.panel_rows, true)
+    pub(super) fn of_heads(request: &KernelRequest, geometry: WarpGeometry, half_rows: u64) -> Self {
+        let tasks = Self::of_halves(geometry, 2, half_rows / geometry.panel_rows, true);
+        if is_alone(request) { tasks.widened(geometry, 1) } else { tasks }
+    }
+
+    /// More rows for each warp, and the same bits, while warps of `products` products are enough.
+    pub(super) fn widened(mut self, geometry: WarpGeometry, products: u64) -> Self {
+        while 2 * self.rows * self.halves <= MOST_ROWS_OF_WARP
+            && self.half_panels.is_multiple_of(2 * self.panels)
+            && self.count / 2 * self.split * products >= warps_wanted(geometry)
+        {
+            self.panels *= 2;
+            self.rows *= 2;
+            self.count /= 2;
+        }
+        self
     }
 
     fn of_halves(geometry: WarpGeometry, halves: u64, half_panels: u64, can_split: bool) -> Self {
@@ -137,16 +169,24 @@ impl Tasks {
     }
 }
 
+fn warps_wanted(geometry: WarpGeometry) -> u64 {
+    if geometry.quantization.is_some() { WARPS_OF_INTEGERS } else { WARPS_OF_ELEMENTS }
+}
+
+/// Whether blocks have one row of activations.
+fn is_alone(request: &KernelRequest) -> bool {
+    request.max_rows == 1 || request.operation.norm().is_some()
+}
+
 /// Rows of activations that a warp takes together.
 pub(super) fn rows_side_by_side(request: &KernelRequest, tasks: Tasks) -> u64 {
-    let is_alone = request.max_rows == 1 || request.operation.norm().is_some();
-    let most = if is_alone { 1 } else { ROWS_SIDE_BY_SIDE };
+    let most = if is_alone(request) { 1 } else { ROWS_SIDE_BY_SIDE };
     most.min(MOST_SUMS / (tasks.rows * tasks.halves))
 }
 
 /// Refuses norms of rows that a block cannot hold.
 pub(in crate::cuda) fn check(request: &KernelRequest) -> Result<(), Unservable> {
-    normalized_row::check(request, THREADS)
+    normalized_row::check(request)
 }
 
 pub(super) fn geometry_of(request: &KernelRequest, layouts: &[WeightLayout]) -> WarpGeometry {
@@ -169,15 +209,25 @@ pub(super) fn shape(request: &KernelRequest, layouts: &[WeightLayout]) -> Shape 
 
 /// Blocks for tasks of warps.
 pub(super) fn shape_of(request: &KernelRequest, geometry: WarpGeometry, tasks: Tasks) -> Shape {
-    let has_norm = request.operation.norm().is_some();
-    let norm_bytes = if has_norm { normalized_row::shared_bytes(geometry) } else { 0 };
     Shape {
         blocks: tasks.blocks(),
         rows_per_block: rows_side_by_side(request, tasks),
         threads: THREADS,
-        shared_bytes: tasks.parts_bytes() + norm_bytes,
-        ..Shape::row()
+        shared_bytes: shared_bytes(request, geometry, tasks),
+        ..Shape::row(request)
     }
+}
+
+/// Shared memory of a block: for what the warps of a task found, and for the row where it stands there.
+pub(super) fn shared_bytes(request: &KernelRequest, geometry: WarpGeometry, tasks: Tasks) -> u64 {
+    let has_row = request.operation.norm().is_some() || is_staged(request, geometry, tasks);
+    tasks.parts_bytes() + if has_row { staged_row::shared_bytes(geometry) } else { 0 }
+}
+
+/// Whether a block brings its one row to shared memory as it is. Warps that share the inputs of one task ask for
+/// each of them once anyway.
+fn is_staged(request: &KernelRequest, geometry: WarpGeometry, tasks: Tasks) -> bool {
+    request.max_rows == 1 && tasks.split < WARPS && staged_row::fits(&request.inputs[0], geometry)
 }
 
 /// Some output rows of a few rows of activations.
@@ -204,16 +254,10 @@ pub(super) fn multiply_rows<'k>(
     let first_row = kernel.row() * k.int(side_by_side);
     let last_row = kernel.rows - k.int(1);
     let columns = k.int(geometry.columns);
-    if kernel.request.operation.norm().is_some() {
-        prefetch(kernel, geometry, tasks);
-    }
     // Rows that do not exist are the last one again, and are not stored.
     let inputs: Vec<InputRow<'_>> = (0..side_by_side)
         .map(|row| kernel.input(0).at((first_row + k.int(row)).minimum(last_row) * columns))
-        .map(|row| match kernel.request.operation.norm() {
-            Some(_) => normalized_row::normalize(kernel, geometry, row, tasks.parts_bytes()),
-            None => InputRow::Plain(row),
-        })
+        .map(|row| input_row(kernel, (geometry, tasks), kernel.weight(0), row))
         .collect();
     let multiply_task = |round: Val<'k>| {
         let results = multiply(kernel, (geometry, tasks), (kernel.weight(0), round), &inputs);
@@ -228,34 +272,62 @@ pub(super) fn multiply_rows<'k>(
     }
 }
 
-/// Asks for the warp's first weights, which come while the row is normalized.
-fn prefetch(kernel: &Kernel<'_, '_>, geometry: WarpGeometry, tasks: Tasks) {
+/// Row `x` of activations as the block's products with a matrix that begins at `matrix` read it.
+pub(super) fn input_row<'k>(
+    kernel: &Kernel<'k, '_>,
+    (geometry, tasks): (WarpGeometry, Tasks),
+    matrix: Buffer<'k>,
+    x: Buffer<'k>,
+) -> InputRow<'k> {
+    let at_bytes = tasks.parts_bytes();
+    if kernel.request.operation.norm().is_some() {
+        prefetch(kernel, (geometry, tasks), matrix);
+        normalized_row::normalize(kernel, geometry, x, at_bytes)
+    } else if is_staged(kernel.request, geometry, tasks) {
+        let row = staged_row::copy(kernel, geometry, x, at_bytes);
+        prefetch(kernel, (geometry, tasks), matrix);
+        row.arrived(kernel)
+    } else {
+        InputRow::Plain(x)
+    }
+}
+
+/// Asks for the warp's first weights, which come while the row is brought to shared memory.
+fn prefetch<'k>(kernel: &Kernel<'k, '_>, (geometry, tasks): (WarpGeometry, Tasks), matrix: Buffer<'k>) {
     let k = kernel.k;
     let lane = kernel.thread() % k.int(WARP_THREADS);
     let (task, part) = tasks.of_warp(kernel, k.int(0));
     // What a last block has less than 32 units of lies elsewhere, and is little.
     k.when(part.compare(Compare::Less, k.int(geometry.units() / BLOCK_UNITS)), || {
         let start = part * k.int(geometry.block_bytes(BLOCK_UNITS)) + lane * k.int(UNIT_BYTES);
-        for panel in panels(geometry, tasks, kernel.weight(0), task) {
+        for panel in panels(geometry, tasks, matrix, task) {
             for row in 0..geometry.panel_rows {
-                let row = k.int(row * BLOCK_UNITS * UNIT_BYTES);
-                k.prefetch_to_shared_cache(panel.at_bytes(start + row));
+                k.prefetch_to_shared_cache(panel.at(start, row * BLOCK_UNITS * UNIT_BYTES));
             }
         }
     });
 }
 
 /// The panels of a task of a matrix that begins at `matrix`, those of the first half first.
-fn panels<'k>(geometry: WarpGeometry, tasks: Tasks, matrix: Buffer<'k>, task: Val<'k>) -> Vec<Buffer<'k>> {
+fn panels<'k>(geometry: WarpGeometry, tasks: Tasks, matrix: Buffer<'k>, task: Val<'k>) -> Vec<Panel<'k>> {
     let k = task.builder();
-    let last_panel = k.int(geometry.panels() / tasks.halves - 1);
-    (0..tasks.halves)
-        .flat_map(|half| (0..tasks.panels).map(move |index| (half, index)))
+    let last_panel = geometry.panels() / tasks.halves - 1;
+    let panel_bytes = geometry.panel_bytes();
+    let start = |place: Val<'k>| matrix.at_bytes(tasks.first_panel(geometry, place) * k.int(panel_bytes));
+    let first = task * k.int(tasks.panels);
+    let places = (0..tasks.halves).flat_map(|half| (0..tasks.panels).map(move |index| (half, index)));
+    if tasks.half_panels.is_multiple_of(tasks.panels) {
+        // Warps without a task ask for the last one's.
+        let start = start(first.minimum(k.int(last_panel + 1 - tasks.panels)));
+        return places
+            .map(|(half, index)| Panel { start, at_bytes: (half * tasks.half_panels + index) * panel_bytes })
+            .collect();
+    }
+    places
         .map(|(half, index)| {
             // Panels that do not exist are the last one again, and are not stored.
-            let panel = (task * k.int(tasks.panels) + k.int(index)).minimum(last_panel);
-            let panel = tasks.first_panel(geometry, panel) + k.int(half * tasks.half_panels);
-            matrix.at_bytes(panel * k.int(geometry.panel_bytes()))
+            let start = start((first + k.int(index)).minimum(k.int(last_panel)));
+            Panel { start, at_bytes: half * tasks.half_panels * panel_bytes }
         })
         .collect()
 }

@@ -27,6 +27,7 @@ mod rotate;
 mod rotate_and_write_cache;
 mod select_largest;
 mod softmax;
+mod staged_row;
 mod tile_cut;
 mod tile_fragments;
 mod tile_memory;
@@ -43,6 +44,7 @@ use crate::builder::{Buffer, Reduction, Val, WARP_THREADS};
 use crate::cuda::layout::WarpGeometry;
 use crate::operands::{Operands, operand_elements};
 pub(super) use matmul::{check as check_matmul, layout_of as matmul_layout};
+pub(super) use normalized_row::MOST_ELEMENTS as LONGEST_NORM;
 
 /// Threads and blocks of one launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +62,7 @@ pub(super) struct Shape {
     pub(super) blocks_at_once: Option<u64>,
 }
 
-/// Threads of kernels that go along a row.
+/// Threads of kernels that go along one of many rows.
 const ROW_THREADS: u64 = 256;
 
 /// Threads of all kernels that serve one row alone, so that one launch can run all of them.
@@ -73,11 +75,11 @@ impl Shape {
     }
 
     /// One block for each row, with shared memory for reductions.
-    fn row() -> Self {
+    fn row(request: &KernelRequest) -> Self {
         Self {
             blocks: 1,
             rows_per_block: 1,
-            threads: ROW_THREADS,
+            threads: if request.max_rows == 1 { DECODE_THREADS } else { ROW_THREADS },
             shared_bytes: REDUCTION_BYTES,
             blocks_at_once: None,
         }
@@ -195,16 +197,6 @@ pub(super) fn workspace_bytes(request: &KernelRequest) -> u64 {
 
 /// The launches of a kernel, one after another: a suffix of the name, and the shape.
 pub(super) fn launches(request: &KernelRequest, layouts: &[WeightLayout]) -> Vec<(&'static str, Shape)> {
-    let mut launches = launches_of(request, layouts);
-    for (_, shape) in &mut launches {
-        if request.max_rows == 1 && shape.threads == ROW_THREADS {
-            shape.threads = DECODE_THREADS;
-        }
-    }
-    launches
-}
-
-fn launches_of(request: &KernelRequest, layouts: &[WeightLayout]) -> Vec<(&'static str, Shape)> {
     let single = |shape| vec![("", shape)];
     match request.operation {
         Operation::Matmul { .. } => single(matmul::shape(request, layouts)),
@@ -212,17 +204,18 @@ fn launches_of(request: &KernelRequest, layouts: &[WeightLayout]) -> Vec<(&'stat
         Operation::ExpertMatmul { .. } => single(expert_matmul::shape(request, layouts)),
         Operation::Attention { .. } => attention::launches(request),
         Operation::AttentionScores { heads, .. } | Operation::AttentionValues { heads } => {
-            single(Shape { blocks: heads, ..Shape::row() })
+            single(Shape { blocks: heads, ..Shape::row(request) })
         }
         Operation::CausalSoftmax => single(causal_softmax::shape(request)),
-        Operation::TopK { .. } => {
-            select_largest::Cut::new(request).map_or_else(|| single(Shape::row()), select_largest::launches)
-        }
+        Operation::TopK { .. } => match select_largest::Cut::new(request) {
+            Some(cut) => select_largest::launches(request, cut),
+            None => single(Shape::row(request)),
+        },
         // One table for all rows.
         Operation::GroupRows { .. } => {
-            single(Shape { rows_per_block: request.max_rows.max(1), ..Shape::row() })
+            single(Shape { rows_per_block: request.max_rows.max(1), ..Shape::row(request) })
         }
-        _ => single(Shape::row()),
+        _ => single(Shape::row(request)),
     }
 }
 

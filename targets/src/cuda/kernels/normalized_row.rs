@@ -9,40 +9,33 @@
 //! The row comes from a cache and the block's weights are on their way meanwhile, so that this takes less
 //! than starting a kernel that does it once.
 
-use qwen2c_request::{KernelRequest, Unservable};
+use qwen2c_request::{KernelRequest, Unservable, WeightType};
 
-use super::Kernel;
 use super::rms_norm::inverse_root;
 use super::unit_product::{InputRow, unit_parts, units_of_part};
+use super::{DECODE_THREADS, Kernel};
 use crate::builder::{Buffer, Compare, Reduction, Val};
 use crate::cuda::layout::{UNIT_BYTES, WarpGeometry};
 
 /// Elements of the row that a thread loads at once.
 const LANES: u64 = 4;
 
-/// Loads of the row that a thread holds in registers.
-const MOST_LOADS: u64 = 32;
+/// Elements of the row that a thread holds in registers.
+const MOST_OF_A_THREAD: u64 = 128;
+
+/// Elements of a row that a block can normalize.
+pub(in crate::cuda) const MOST_ELEMENTS: u64 = MOST_OF_A_THREAD * DECODE_THREADS;
 
 /// Loads of the weight that a thread holds beside as many of the row.
 const MOST_EARLY_LOADS: usize = 8;
 
-/// Shared memory that a row may take on every architecture.
-const MOST_BYTES: u64 = 64 << 10;
-
-/// Refuses rows that a block cannot hold.
-pub(super) fn check(request: &KernelRequest, threads: u64) -> Result<(), Unservable> {
-    if request.operation.norm().is_none() {
+/// Refuses rows that a block cannot hold: the target's description says so to the pass that would make them.
+pub(super) fn check(request: &KernelRequest) -> Result<(), Unservable> {
+    let columns = request.weights.first().map_or(0, WeightType::columns);
+    if request.operation.norm().is_none() || columns <= MOST_ELEMENTS {
         return Ok(());
     }
-    let (columns, element) = (request.weights[0].columns(), request.weights[0].element);
-    let most = (MOST_LOADS * threads * lanes(columns)).min(MOST_BYTES / element.bytes());
-    if columns <= most {
-        return Ok(());
-    }
-    let reason = format!(
-        "a norm of {columns} elements inside a product; up to {most} fit, \
-         `--no-pass fuse_norm_into_projection` keeps it apart"
-    );
+    let reason = format!("a norm of {columns} elements inside a product; up to {MOST_ELEMENTS} fit");
     Err(Unservable { reason })
 }
 
@@ -54,11 +47,6 @@ fn lanes(columns: u64) -> u64 {
 /// Inputs of a row with its padding.
 fn padded(geometry: WarpGeometry) -> u64 {
     geometry.units() * geometry.unit_inputs()
-}
-
-/// Shared memory that a row takes.
-pub(super) fn shared_bytes(geometry: WarpGeometry) -> u64 {
-    unit_parts(geometry) * units_of_part(geometry) * UNIT_BYTES
 }
 
 /// Normalizes row `x` of `f32`, with the request's last weight, into shared memory from byte `at_bytes` on.

@@ -24,7 +24,7 @@ const TABLE: usize = 1;
 /// How the product is cut where a thread gets what a rotation mixes.
 fn paired_tasks(request: &KernelRequest, geometry: WarpGeometry) -> Option<Tasks> {
     let half = request.caches[0].head_dim / 2;
-    half.is_multiple_of(geometry.panel_rows).then(|| Tasks::of_heads(geometry, half))
+    half.is_multiple_of(geometry.panel_rows).then(|| Tasks::of_heads(request, geometry, half))
 }
 
 /// Memory for the projection, where another launch rotates it.
@@ -44,7 +44,7 @@ pub(super) fn launches(request: &KernelRequest, layouts: &[WeightLayout]) -> Vec
         Some(tasks) => vec![("", shape_of(request, geometry, tasks))],
         None => {
             let product = shape_of(request, geometry, Tasks::of_product(request, geometry));
-            vec![("", product), ("_rotate", Shape::row())]
+            vec![("", product), ("_rotate", Shape::row(request))]
         }
     }
 }

@@ -70,9 +70,9 @@ pub(super) fn workspace_bytes(request: &KernelRequest) -> u64 {
 }
 
 /// One launch over slices, and where there are several one that merges.
-pub(super) fn launches(cut: Cut) -> Vec<(&'static str, Shape)> {
+pub(super) fn launches(request: &KernelRequest, cut: Cut) -> Vec<(&'static str, Shape)> {
     let shared_bytes = WARPS * LIST * KEY_BYTES;
-    let shape = |blocks| Shape { blocks, threads: DECODE_THREADS, shared_bytes, ..Shape::row() };
+    let shape = |blocks| Shape { blocks, threads: DECODE_THREADS, shared_bytes, ..Shape::row(request) };
     if cut.slices == 1 { vec![("", shape(1))] } else { vec![("", shape(cut.slices)), ("_merge", shape(1))] }
 }
 
@@ -135,7 +135,7 @@ impl<'k> Warp<'k> {
         let k = self.k;
         let exists = index.compare(Compare::Less, k.int(cut.numbers));
         k.values_when(exists, &[k.int(NOTHING)], || {
-            let ordered = turn_negatives(source.load_as(Scalar::I32, index, 1)).extend(Scalar::I64);
+            let ordered = source.load_as(Scalar::I32, index, 1).ordered_bits().extend(Scalar::I64);
             let back_to_front = k.int(i64::from(u32::MAX)) - index;
             vec![ordered.shift_left(32).or(back_to_front)]
         })[0]
@@ -213,7 +213,7 @@ impl<'k> Warp<'k> {
             for (index, key) in list.into_iter().enumerate() {
                 let place = self.lane + self.lane + k.int(index as u64);
                 k.when(place.compare(Compare::Less, k.int(cut.k)), || {
-                    let number = turn_negatives(key.shift_right(32).truncate(Scalar::I32));
+                    let number = key.shift_right(32).truncate(Scalar::I32).ordered_bits();
                     let index = k.int_of(Scalar::I32, -1) - key.truncate(Scalar::I32);
                     kernel.output(0).store(first + place, number.bitcast(Scalar::F32));
                     kernel.output(1).store(first + place, index);
@@ -276,14 +276,6 @@ impl<'k> Warp<'k> {
         let stays = falls.map_or(is_larger, |falls| is_larger.compare(Compare::Equal, falls));
         [stays.select(first, second), stays.select(second, first)]
     }
-}
-
-/// The bits of a float as an integer that compares as the float does, and back: the order of negative
-/// numbers is turned round.
-fn turn_negatives(bits: Val<'_>) -> Val<'_> {
-    let k = bits.builder();
-    let is_negative = bits.compare(Compare::Less, k.int_of(Scalar::I32, 0));
-    is_negative.select(k.int_of(Scalar::I32, i64::from(i32::MAX)) - bits, bits)
 }
 
 /// A key of the lane whose number differs in the bits of `distance`, exchanged in halves.

@@ -57,12 +57,29 @@ impl InputRow<'_> {
     }
 }
 
+/// A panel of weights.
+#[derive(Clone, Copy)]
+pub(super) struct Panel<'k> {
+    /// Memory in front of it, which panels share where they can: a thread keeps the address in registers.
+    pub(super) start: Buffer<'k>,
+    /// Its first byte behind that.
+    pub(super) at_bytes: u64,
+}
+
+impl<'k> Panel<'k> {
+    /// The panel from byte `offset + behind_bytes` on.
+    pub(super) fn at(self, offset: Val<'k>, behind_bytes: u64) -> Buffer<'k> {
+        let behind = offset.builder().int(self.at_bytes + behind_bytes);
+        self.start.at_bytes(offset).at_bytes(behind)
+    }
+}
+
 /// One product.
 pub(super) struct UnitProduct<'k, 'a> {
     /// The weight's geometry.
     pub(super) geometry: WarpGeometry,
-    /// First bytes of each panel that the warp multiplies.
-    pub(super) panels: &'a [Buffer<'k>],
+    /// Each panel that the warp multiplies.
+    pub(super) panels: &'a [Panel<'k>],
     /// Rows of activations.
     pub(super) inputs: &'a [InputRow<'k>],
     /// The thread's number in its warp.
@@ -107,9 +124,9 @@ impl<'k> UnitProduct<'k, '_> {
             .panels
             .iter()
             .flat_map(|panel| {
-                let panel = panel.at_bytes(start + self.lane * k.int(UNIT_BYTES));
+                let start = start + self.lane * k.int(UNIT_BYTES);
                 (0..geometry.panel_rows).map(move |row| {
-                    let unit = panel.at_bytes(k.int(row * units * UNIT_BYTES));
+                    let unit = panel.at(start, row * units * UNIT_BYTES);
                     unit.seen_as(Element::I32).load_aligned_as(Scalar::I32, k.int(0), UNIT_DWORDS)
                 })
             })
@@ -183,8 +200,8 @@ impl<'k> UnitProduct<'k, '_> {
         let group = self.lane * k.int(geometry.unit_inputs()) / k.int(quantization.group);
         let offset = start + group * k.int(geometry.scaling_bytes());
         let rows = geometry.panel_rows as u32;
-        let load = |panel: &Buffer<'k>, at_bytes: u64| -> Vec<Val<'k>> {
-            let scales = panel.at_bytes(offset + k.int(at_bytes)).seen_as(quantization.scale);
+        let load = |panel: &Panel<'k>, at_bytes: u64| -> Vec<Val<'k>> {
+            let scales = panel.at(offset, at_bytes).seen_as(quantization.scale);
             let per_load = (UNIT_BYTES / quantization.scale.bytes()) as u32;
             (0..rows)
                 .step_by(per_load as usize)
