@@ -29,9 +29,10 @@ const SYMBOL: &str = "persistent_decode";
 /// Bytes of a word of the table.
 const WORD_BYTES: u64 = 8;
 
-/// Blocks that a multiprocessor must hold, which gives a thread 168 registers. Their 384 threads have 64 bytes
-/// of bf16 weights under way each, 24 KiB together: an A100 needs 13 KiB on each multiprocessor to keep its
-/// memory busy (2039 GB/s for 700 ns), an H100 18 KiB, a B200 43 KiB.
+/// Blocks that a multiprocessor must hold, which gives a thread 168 registers. A product of bf16 weights has 32
+/// KiB under way in each of a block or more on a multiprocessor: an A100 needs 13 KiB to keep its memory busy
+/// (2039 GB/s for 700 ns), an H100 18 KiB, a B200 43 KiB. Attention and products of integers, which compute
+/// more for a byte, have use for the others.
 const BLOCKS_AT_ONCE: u64 = 3;
 
 /// A launch whose body the kernel runs.

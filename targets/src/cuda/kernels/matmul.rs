@@ -37,24 +37,25 @@ const MOST_SUMS: u64 = 32;
 /// Rows of activations that a warp multiplies with a weight once it has it.
 const ROWS_SIDE_BY_SIDE: u64 = 4;
 
-/// Multiprocessors of an A100.
-const MULTIPROCESSORS: u64 = 108;
+/// Fewer tasks are shared out to several warps each: 16 for each of 108 multiprocessors.
+const TASKS_WANTED: u64 = 16 * 108;
 
-/// Fewer tasks are shared out to several warps each.
-const TASKS_WANTED: u64 = 16 * MULTIPROCESSORS;
-
-/// Output rows of both halves that a warp takes of a product of one row: 16 bytes of each are under way at once,
-/// 8 KiB together.
+/// Output rows of both halves that a warp takes of a product of one row. 16 bytes of each are under way for every
+/// thread at once, 32 KiB for a block, where a multiprocessor of an A100 needs 13 KiB to keep its memory busy (2039
+/// GB/s for 700 ns) and one of an H200 25 KiB.
 const MOST_ROWS_OF_WARP: u64 = 16;
 
-/// Warps that a product of one row keeps, however many rows each could take. A block asks for the inputs once,
-/// so that fewer blocks ask for less. With 16 rows for each warp, four warps have 32 KiB under way, where a
-/// multiprocessor of an A100 needs 13 KiB to keep its memory busy (2039 GB/s for 700 ns).
-const WARPS_OF_ELEMENTS: u64 = WARPS * MULTIPROCESSORS;
+/// Blocks that a product of one row keeps, however many rows each of its warps could take: one for each
+/// multiprocessor of an A100. A block asks for the inputs once, so that fewer blocks ask for less.
+const FEWEST_BLOCKS: u64 = 108;
 
-/// As many as with elements would have the memory wait while they widen integers: ten instructions for four
-/// bytes. With two on each scheduler one's loads are under way while the other computes.
-const WARPS_OF_INTEGERS: u64 = 2 * WARPS * MULTIPROCESSORS;
+/// Blocks that take a large product round by round: those of an H100's 132 multiprocessors have all something
+/// to do, and those of a B200's 148.
+const BLOCKS_IN_ROUNDS: u64 = 144;
+
+/// Integers need so many times the blocks: ten instructions for four bytes of them would have the memory wait.
+/// With two warps on each scheduler, one's loads are under way while the other computes.
+const BLOCKS_OF_INTEGERS: u64 = 2;
 
 /// The layout that products read.
 pub(in crate::cuda) fn layout_of(weight: &WeightType, separate_halves: bool) -> WeightLayout {
@@ -96,7 +97,8 @@ impl Tasks {
         }
         let tasks = tasks.widened(geometry, 1);
         // Parts of one round would have to wait for those of the round before.
-        let rounds = if tasks.split == 1 { tasks.count / warps_wanted(geometry) } else { 1 };
+        let at_once = warps_of(geometry, BLOCKS_IN_ROUNDS);
+        let rounds = if tasks.split == 1 { tasks.count / at_once } else { 1 };
         Self { rounds: rounds.max(1), ..tasks }
     }
 
@@ -110,7 +112,7 @@ impl Tasks {
     pub(super) fn widened(mut self, geometry: WarpGeometry, products: u64) -> Self {
         while 2 * self.rows * self.halves <= MOST_ROWS_OF_WARP
             && self.half_panels.is_multiple_of(2 * self.panels)
-            && self.count / 2 * self.split * products >= warps_wanted(geometry)
+            && self.count / 2 * self.split * products >= warps_of(geometry, FEWEST_BLOCKS)
         {
             self.panels *= 2;
             self.rows *= 2;
@@ -169,8 +171,9 @@ impl Tasks {
     }
 }
 
-fn warps_wanted(geometry: WarpGeometry) -> u64 {
-    if geometry.quantization.is_some() { WARPS_OF_INTEGERS } else { WARPS_OF_ELEMENTS }
+/// Warps of `blocks` where the weight has elements.
+fn warps_of(geometry: WarpGeometry, blocks: u64) -> u64 {
+    WARPS * blocks * if geometry.quantization.is_some() { BLOCKS_OF_INTEGERS } else { 1 }
 }
 
 /// Whether blocks have one row of activations.
@@ -227,7 +230,9 @@ pub(super) fn shared_bytes(request: &KernelRequest, geometry: WarpGeometry, task
 /// Whether a block brings its one row to shared memory as it is. Warps that share the inputs of one task ask for
 /// each of them once anyway.
 fn is_staged(request: &KernelRequest, geometry: WarpGeometry, tasks: Tasks) -> bool {
-    request.max_rows == 1 && tasks.split < WARPS && staged_row::fits(&request.inputs[0], geometry)
+    let is_listed = matches!(request.operation, Operation::ExpertMatmul { grouped: true, .. });
+    let has_one_row = request.max_rows == 1 && !is_listed;
+    has_one_row && tasks.split < WARPS && staged_row::fits(&request.inputs[0], geometry)
 }
 
 /// Some output rows of a few rows of activations.

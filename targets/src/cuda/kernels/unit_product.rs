@@ -10,7 +10,7 @@
 //! ```
 //!
 //! A weight is read once, 512 bytes side by side. For each 16 bytes of weights a thread needs the inputs of
-//! its unit once, whatever the number of output rows, and those come from a cache.
+//! its unit once, whatever the number of output rows, and those come from shared memory or a cache.
 
 use qwen2c_request::Element;
 
