@@ -7,8 +7,8 @@ fn device() -> AnyTarget {
     resolve_target(&["sm_80"]).unwrap()
 }
 
-/// A product with one row: every byte of the weight is asked for once, and the inputs once for each task, whose
-/// parts a block's warps share, all of it 16 bytes wide.
+/// A product with one row: every byte of the weight is asked for once, and the inputs once by each block, all of it
+/// 16 bytes wide.
 #[test]
 fn a_token_reads_every_weight_once_and_16_bytes_at_a_time() {
     let formats = [
@@ -31,7 +31,10 @@ fn a_token_reads_every_weight_once_and_16_bytes_at_a_time() {
             ty.max_rows = 1;
             let (x, w) = (numbers(inputs, 41), numbers(outputs * inputs, 42));
             let (counts, bytes) = count(&device(), &ty, 1, &[x], &[w], &[]);
-            let of_inputs = outputs / rows_of_warp * inputs * 2;
+            let units = inputs * quantization.map_or(16, |quantization| u64::from(quantization.bits)) / 128;
+            // As many warps share a task as have a block of 32 units each.
+            let warps = [4, 2, 1].into_iter().find(|warps| *warps <= units.div_ceil(32)).unwrap();
+            let of_inputs = (outputs / rows_of_warp * warps).div_ceil(4) * inputs * 2;
             // Threads whose units share a group ask for its scales each, in one instruction.
             let shared = quantization.map_or(0, |quantization| {
                 let units = inputs * u64::from(quantization.bits) / 128;
