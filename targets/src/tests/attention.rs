@@ -41,12 +41,6 @@ pub(super) fn attention(
     out
 }
 
-/// Whether the target multiplies keys and values of this type in pairs, and so rounds queries and weights.
-fn multiplies_pairs(target: &AnyTarget, element: Element) -> bool {
-    let has_instruction = target.description().required_features.contains(&"avx512_bf16");
-    element == Element::Bf16 && has_instruction
-}
-
 #[test]
 fn attention_fused_and_in_steps_over_a_cache_of_several_blocks() {
     let (heads, kv_heads, context, count) = (6_u64, 3_u64, 600_u64, 599_u64);
@@ -96,11 +90,7 @@ fn attention_fused_and_in_steps_over_a_cache_of_several_blocks() {
             let at: Vec<f32> = looking.iter().map(|position| *position as f32).collect();
             let scale = 0.3;
             let shape = (heads as usize, kv_heads as usize, head_dim as usize);
-            // Weights are rounded by at most 2⁻⁹ of them, of values below 2.
-            let has_pairs = multiplies_pairs(&target, element);
-            let (multiplied, tolerance) =
-                if has_pairs { (round(q.clone()), 4e-3) } else { (q.clone(), 1e-5) };
-            let expected = attention(&multiplied, &keys, &values, &looking, shape, scale);
+            let expected = attention(&q, &keys, &values, &looking, shape, scale);
             let given = [q, at.clone(), vec![1.0; 4]];
             let mut fused = request(
                 Operation::Attention { heads, scale: Real(scale) },
@@ -109,7 +99,7 @@ fn attention_fused_and_in_steps_over_a_cache_of_several_blocks() {
                 vec![rows(Element::F32, &[q_width])],
             );
             fused.caches = write.caches.clone();
-            assert_close(&run(&target, &fused, 4, &given, &[], &mut caches)[0], &expected, tolerance);
+            assert_close(&run(&target, &fused, 4, &given, &[], &mut caches)[0], &expected, 1e-5);
 
             let scores_type = || rows(Element::F32, &[heads, context]);
             let mut scores = request(
@@ -136,7 +126,7 @@ fn attention_fused_and_in_steps_over_a_cache_of_several_blocks() {
             );
             sums.caches = vec![cache(CacheKind::Value)];
             let given = [found[0].clone(), given[1].clone(), given[2].clone()];
-            assert_close(&run(&target, &sums, 4, &given, &[], &mut caches[1..])[0], &expected, tolerance);
+            assert_close(&run(&target, &sums, 4, &given, &[], &mut caches[1..])[0], &expected, 1e-5);
         }
     }
 }
@@ -180,20 +170,13 @@ fn rotate_and_write_cache_in_steps_equal_the_fused_kernel() {
                 AnyTarget::Cpu(_) => target.description().vector_lanes.into(),
                 AnyTarget::Cuda(_) => 16 / element.bytes(),
             };
-            let beside = if multiplies_pairs(&target, element) { 2 } else { 1 };
             let padded = head_dim.next_multiple_of(lanes) as usize;
             for (row, position) in [(0_usize, 19_usize), (1, 4)] {
                 for head in 0..3 {
                     for column in 0..10 {
-                        let group = 32;
                         let place = match (kind, &target) {
                             (CacheKind::Key, AnyTarget::Cpu(_)) => {
-                                let pair = position / group * 10 / beside + column / beside;
-                                head * 10 * 256 + (pair * group + position % group) * beside + column % beside
-                            }
-                            (CacheKind::Value, AnyTarget::Cpu(_)) => {
-                                let pair = position / beside * padded + column;
-                                head * 256 * padded + pair * beside + position % beside
+                                head * 10 * 256 + (position / 32 * 10 + column) * 32 + position % 32
                             }
                             _ => (head * 256 + position) * padded + column,
                         };

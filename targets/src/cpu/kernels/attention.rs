@@ -18,8 +18,7 @@ use qwen2c_request::{CACHE_BLOCK_POSITIONS, Element};
 
 use super::Kernel;
 use super::attention_block::{
-    BlockQuery, block_scores, block_weights, multiplied_query, query_scratch, store_in_head, sums_beside,
-    weighted_values, weights_in,
+    BlockQuery, block_scores, block_weights, store_in_head, sums_beside, weighted_values,
 };
 use super::cache::HeadCache;
 use super::functions::exp;
@@ -56,8 +55,6 @@ fn tiles_of_kv_head<'k>(kernel: &Kernel<'k, '_>) -> Val<'k> {
 /// Memory of one query on the stack.
 #[derive(Clone, Copy)]
 struct Scratch<'k> {
-    /// The query as it is multiplied, where it is rounded for that.
-    query: Option<Buffer<'k>>,
     /// `f32[256]`.
     scores: Buffer<'k>,
     /// `f32[padded head_dim]`, the sum of values so far.
@@ -83,7 +80,6 @@ pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, tile: Val<'k>, scale: f32) {
     let padded = layout::padded_head_dim(kernel.lanes, kernel.cache_type(0).head_dim);
     let scratch: Vec<Scratch<'k>> = (0..side_by_side)
         .map(|_| Scratch {
-            query: query_scratch(kernel),
             scores: k.stack_array(Element::F32, CACHE_BLOCK_POSITIONS),
             out: k.stack_array(Element::F32, padded),
         })
@@ -147,8 +143,6 @@ fn attend<'k>(
     for (query, column) in queries.iter().flat_map(|query| columns().map(move |column| (query, column))) {
         query.scratch.out.store(k.int(column), k.float(0.0, lanes));
     }
-    let multiplied: Vec<Buffer<'k>> =
-        queries.iter().map(|query| multiplied_query(kernel, query.query, query.scratch.query)).collect();
     let count = queries[1..].iter().fold(queries[0].count, |most, query| most.maximum(query.count));
     let start: Vec<Val<'k>> = queries.iter().flat_map(|_| [k.float(f32::MIN, 1), k.float(0.0, 1)]).collect();
     let blocks = count.divide_up(CACHE_BLOCK_POSITIONS as i64);
@@ -158,9 +152,8 @@ fn attend<'k>(
             |count: Val<'k>| (count - first).minimum(k.int(CACHE_BLOCK_POSITIONS)).maximum(k.int(0));
         let block_queries: Vec<BlockQuery<'k>> = queries
             .iter()
-            .zip(&multiplied)
-            .map(|(query, multiplied)| BlockQuery {
-                query: *multiplied,
+            .map(|query| BlockQuery {
+                query: query.query,
                 scores: query.scratch.scores,
                 visible: in_block(query.count),
             })
@@ -205,10 +198,10 @@ fn add_values<'k>(
         let count = beside.min(vectors - first);
         let first_column = first as u64 * u64::from(lanes);
         for queries in queries.chunks(group) {
-            let weights: Vec<Buffer<'k>> =
-                queries.iter().map(|(query, _)| weights_in(kernel, query.scratch.scores)).collect();
+            let weights: Vec<Buffer<'k>> = queries.iter().map(|(query, _)| query.scratch.scores).collect();
             let zeros = vec![k.float(0.0, lanes); queries.len() * count];
-            let sums = weighted_values(kernel, &weights, values, end, (first_column, count), &zeros);
+            let sums =
+                weighted_values(kernel, &weights, (values, padded), end, (first_column, count), &zeros);
             for ((query, (old, new)), sums) in queries.iter().zip(sums.chunks(count)) {
                 for (index, sum) in (0_u64..).zip(sums) {
                     let place = k.int(first_column + index * u64::from(lanes));

@@ -4,15 +4,9 @@
 //! Per vector of 16-bit keys: 1 load and 1 shift, then 1 multiply-add for each query; values the same. Each
 //! sum is one chain in ascending order of columns or positions, so that a query gets the same bits whatever
 //! others stand beside it.
-//!
-//! Where keys and values lie as pairs, `vdpbf16ps` multiplies two at a time, as they are: half of the
-//! instructions. Queries and weights are rounded to bf16 for it, as keys and values have been; their sum
-//! is not.
-
-use qwen2c_request::Element;
 
 use super::Kernel;
-use super::cache::{key_stride, keys_at, pair_product, side_by_side, values_at};
+use super::cache::{key_stride, keys_at};
 use super::functions::exp;
 use crate::builder::{Buffer, Compare, Reduction, Scalar, Val};
 
@@ -30,8 +24,8 @@ pub(super) fn vectors_beside(lanes: u32, queries: usize) -> usize {
     }
 }
 
-/// Vectors of a value and queries that are summed together: neighbouring lines of memory, which are read
-/// from front to back, and the other queries find them in the cache.
+/// Vectors of a value and queries that are summed together: neighbouring vectors, so that memory is read from
+/// front to back for the first of the queries, and the others find it in the cache.
 pub(super) fn sums_beside(lanes: u32) -> (usize, usize) {
     (4, register_sums(lanes) / 4)
 }
@@ -39,9 +33,9 @@ pub(super) fn sums_beside(lanes: u32) -> (usize, usize) {
 /// A query against one block.
 #[derive(Clone, Copy)]
 pub(super) struct BlockQuery<'k> {
-    /// `[head_dim]`, as [`multiplied_query`] leaves it.
+    /// `f32[head_dim]`.
     pub(super) query: Buffer<'k>,
-    /// `f32[256]` scratch: scores, then weights in the type that [`weights_in`] tells.
+    /// `f32[256]` scratch: scores, then weights.
     pub(super) scores: Buffer<'k>,
     /// Positions of the block that the query sees: 0 to 256.
     pub(super) visible: Val<'k>,
@@ -51,66 +45,6 @@ pub(super) struct BlockQuery<'k> {
 pub(super) fn visible<'k>(kernel: &Kernel<'k, '_>, first: Val<'k>, count: Val<'k>) -> Val<'k> {
     let left = (count - first).truncate(Scalar::I32);
     kernel.k.iota(kernel.lanes).compare(Compare::Less, left.splat(kernel.lanes))
-}
-
-/// Memory on the stack for [`multiplied_query`], where it needs any.
-pub(super) fn query_scratch<'k>(kernel: &Kernel<'k, '_>) -> Option<Buffer<'k>> {
-    let head_dim = kernel.cache_type(0).head_dim;
-    pair_product(kernel).map(|_| kernel.k.stack_array(Element::Bf16, head_dim))
-}
-
-/// A query in the type in which keys are multiplied: as it is, or rounded into `scratch`.
-pub(super) fn multiplied_query<'k>(
-    kernel: &Kernel<'k, '_>,
-    query: Buffer<'k>,
-    scratch: Option<Buffer<'k>>,
-) -> Buffer<'k> {
-    let Some(rounded) = scratch else { return query };
-    let head_dim = kernel.k.int(kernel.cache_type(0).head_dim);
-    kernel.k.for_each_chunk(head_dim, kernel.lanes, |column, lanes| {
-        rounded.store(column, query.load(column, lanes));
-    });
-    rounded
-}
-
-/// Weights in the memory of their scores, in the type in which values are multiplied.
-pub(super) fn weights_in<'k>(kernel: &Kernel<'k, '_>, scores: Buffer<'k>) -> Buffer<'k> {
-    if pair_product(kernel).is_some() { scores.seen_as(Element::Bf16) } else { scores }
-}
-
-/// `sums[query][vector]` and the products of some vectors with each query's elements from `place` on, a
-/// pair of them where vectors are of pairs.
-fn add_products<'k>(
-    kernel: &Kernel<'k, '_>,
-    queries: &[Buffer<'k>],
-    place: Val<'k>,
-    vectors: &[Val<'k>],
-    sums: &[Val<'k>],
-) -> Vec<Val<'k>> {
-    let lanes = kernel.lanes;
-    let mut next = Vec::with_capacity(sums.len());
-    for (query, sums) in queries.iter().zip(sums.chunks(vectors.len())) {
-        let products = vectors.iter().zip(sums);
-        if let Some(name) = pair_product(kernel) {
-            let pair = query.at(place).load_as(Scalar::I32, kernel.k.int(0), 1).splat(lanes);
-            let pair = pair.as_lanes_of(Scalar::Bf16);
-            next.extend(products.map(|(vector, sum)| {
-                sum.instruction(name, &[vector.as_lanes_of(Scalar::Bf16), pair], sum.ty)
-            }));
-        } else {
-            let factor = query.load(place, 1).splat(lanes);
-            next.extend(products.map(|(vector, sum)| factor.multiply_add(*vector, *sum)));
-        }
-    }
-    next
-}
-
-/// A vector of keys or values, of as many pairs where they lie as pairs.
-fn load_vector<'k>(kernel: &Kernel<'k, '_>, from: Buffer<'k>, place: Val<'k>) -> Val<'k> {
-    match pair_product(kernel) {
-        Some(_) => from.at(place).load_as(Scalar::I32, kernel.k.int(0), kernel.lanes),
-        None => from.load(place, kernel.lanes),
-    }
 }
 
 /// `scale · q·K` of `vectors` vectors of positions from `first` on in a block of keys, `[query][vector]`.
@@ -126,10 +60,15 @@ pub(super) fn score_vectors<'k>(
     let zeros = vec![k.float(0.0, lanes); queries.len() * vectors];
     let keys: Vec<Buffer<'k>> =
         (0..vectors as u32).map(|index| keys_at(kernel, keys, first + k.int(index * lanes))).collect();
-    let sums = k.for_each(k.int(0), head_dim, side_by_side(kernel) as i64, &zeros, |column, sums| {
+    let sums = k.for_each(k.int(0), head_dim, 1, &zeros, |column, sums| {
         let place = column * key_stride(kernel);
-        let keys: Vec<Val<'k>> = keys.iter().map(|keys| load_vector(kernel, *keys, place)).collect();
-        add_products(kernel, queries, column, &keys, sums)
+        let keys: Vec<Val<'k>> = keys.iter().map(|keys| keys.load(place, lanes)).collect();
+        let mut next = Vec::with_capacity(sums.len());
+        for (query, sums) in queries.iter().zip(sums.chunks(vectors)) {
+            let q = query.load(column, 1).splat(lanes);
+            next.extend(keys.iter().zip(sums).map(|(key, sum)| q.multiply_add(*key, *sum)));
+        }
+        next
     });
     let scaled: Vec<Val<'k>> = sums.into_iter().map(|sum| sum * k.float(scale, lanes)).collect();
     scaled.chunks(vectors).map(<[Val<'k>]>::to_vec).collect()
@@ -175,45 +114,36 @@ pub(super) fn block_weights<'k>(
 ) -> Val<'k> {
     let (k, lanes) = (kernel.k, kernel.lanes);
     let largest = largest.splat(lanes);
-    let weights = weights_in(kernel, query.scores);
     let sum = k.for_each(k.int(0), end, i64::from(lanes), &[k.float(0.0, lanes)], |place, sum| {
         let weight = exp(k, query.scores.load(place, lanes) - largest);
         let weight = visible(kernel, place, query.visible).select(weight, k.float(0.0, lanes));
-        // Narrower weights stay behind the scores that are still to be read.
-        weights.store(place, weight);
+        query.scores.store(place, weight);
         vec![sum[0] + weight]
     });
     sum[0].reduce(Reduction::Sum)
 }
 
 /// `Σ weight[p] · value[p, columns]` over positions 0 to `end` of a block of values for some vectors of
-/// columns from `first_column` on, `[query][vector]`. Weights are what [`weights_in`] tells; where values
-/// lie as pairs, a weight behind an odd `end` is zero.
+/// columns from `first_column` on, `[query][vector]`. Rows of values have `padded` elements.
 pub(super) fn weighted_values<'k>(
     kernel: &Kernel<'k, '_>,
     weights: &[Buffer<'k>],
-    values: Buffer<'k>,
+    (values, padded): (Buffer<'k>, u64),
     end: Val<'k>,
     (first_column, vectors): (u64, usize),
     sums: &[Val<'k>],
 ) -> Vec<Val<'k>> {
-    let (k, beside) = (kernel.k, side_by_side(kernel));
-    let load = |place: Val<'k>| -> Vec<Val<'k>> {
-        let row = values_at(kernel, values, place);
-        let columns = (0..vectors as u64).map(|index| first_column + index * u64::from(kernel.lanes));
-        columns.map(|column| load_vector(kernel, row, k.int(column * beside))).collect()
-    };
-    let whole = k.whole_chunks(end, beside as u32);
-    let sums = k.for_each(k.int(0), whole, beside as i64, sums, |place, sums| {
-        add_products(kernel, weights, place, &load(place), sums)
-    });
-    if beside == 1 {
-        return sums;
-    }
-    // What lies behind the last position was left by an earlier text, and may not even be a number.
-    k.for_each(whole, end, 1, &sums, |place, sums| {
-        let alone: Vec<Val<'k>> = load(place).iter().map(|pairs| pairs.and_bits(0xffff)).collect();
-        add_products(kernel, weights, place, &alone, sums)
+    let (k, lanes) = (kernel.k, kernel.lanes);
+    k.for_each(k.int(0), end, 1, sums, |place, sums| {
+        let row = values.at(place * k.int(padded) + k.int(first_column));
+        let values: Vec<Val<'k>> =
+            (0..vectors as u32).map(|index| row.load(k.int(index * lanes), lanes)).collect();
+        let mut next = Vec::with_capacity(sums.len());
+        for (weights, sums) in weights.iter().zip(sums.chunks(vectors)) {
+            let weight = weights.load(place, 1).splat(lanes);
+            next.extend(values.iter().zip(sums).map(|(value, sum)| weight.multiply_add(*value, *sum)));
+        }
+        next
     })
 }
 

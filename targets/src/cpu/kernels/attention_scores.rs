@@ -8,7 +8,7 @@
 use qwen2c_request::CACHE_BLOCK_POSITIONS;
 
 use super::Kernel;
-use super::attention_block::{multiplied_query, query_scratch, score_vectors, vectors_beside, visible};
+use super::attention_block::{score_vectors, vectors_beside, visible};
 use super::cache::HeadCache;
 use crate::builder::Val;
 
@@ -26,7 +26,6 @@ pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, tile: Val<'k>, heads: u64, scale
     let keys = HeadCache::new(kernel, 0, kernel.input(2).load_index(row), kv_head);
     let count = kernel.input(1).load_index(row) + k.int(1);
     let query = kernel.input(0).at(tile * k.int(cache.head_dim));
-    let query = multiplied_query(kernel, query, query_scratch(kernel));
     let context = kernel.output_type(0).row_elements() / heads;
     let out = kernel.output(0).at(tile * k.int(context));
     let vectors = vectors_beside(lanes, 1);

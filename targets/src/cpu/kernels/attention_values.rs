@@ -4,12 +4,12 @@
 //! for block, position in block: out += p[position] · V[position, ..]
 //! ```
 
-use qwen2c_request::{CACHE_BLOCK_POSITIONS, Element};
+use qwen2c_request::CACHE_BLOCK_POSITIONS;
 
 use super::Kernel;
 use super::attention_block::{store_in_head, weighted_values};
-use super::cache::{HeadCache, pair_product};
-use crate::builder::{Buffer, Val};
+use super::cache::HeadCache;
+use crate::builder::Val;
 use crate::cpu::layout;
 
 /// Rows times query heads.
@@ -32,30 +32,14 @@ pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, tile: Val<'k>, heads: u64) {
     let zeros = vec![k.float(0.0, lanes); vectors];
     let block_size = k.int(CACHE_BLOCK_POSITIONS);
     let blocks = count.divide_up(CACHE_BLOCK_POSITIONS as i64);
-    let rounded = pair_product(kernel).map(|_| k.stack_array(Element::Bf16, CACHE_BLOCK_POSITIONS));
     let sums = k.for_each(k.int(0), blocks, 1, &zeros, |block, sums| {
         let first = block * block_size;
         let valid = (count - first).minimum(block_size);
-        let weights = multiplied_weights(kernel, weights.at(first), valid, rounded);
-        weighted_values(kernel, &[weights], values.block(kernel, block), valid, (0, vectors), sums)
+        let values = (values.block(kernel, block), padded);
+        weighted_values(kernel, &[weights.at(first)], values, valid, (0, vectors), sums)
     });
     let out = kernel.output(0).at(tile * k.int(cache.head_dim));
     for (index, sum) in (0_u64..).zip(sums) {
         store_in_head(kernel, out, cache.head_dim, index * u64::from(lanes), sum);
     }
-}
-
-/// The first `valid` weights of a block in the type in which values are multiplied: as they are, or rounded
-/// into `scratch` with a zero behind them.
-fn multiplied_weights<'k>(
-    kernel: &Kernel<'k, '_>,
-    weights: Buffer<'k>,
-    valid: Val<'k>,
-    scratch: Option<Buffer<'k>>,
-) -> Buffer<'k> {
-    let Some(rounded) = scratch else { return weights };
-    let k = kernel.k;
-    rounded.store(valid.minimum(k.int(CACHE_BLOCK_POSITIONS - 1)), k.float(0.0, 1));
-    k.for_each_chunk(valid, kernel.lanes, |place, lanes| rounded.store(place, weights.load(place, lanes)));
-    rounded
 }
