@@ -5,6 +5,7 @@
 //! take longer to read than to multiply, that time counts instead. Keys and values are left out of these bytes,
 //! because the queries of a block share them.
 
+use qwen2c_format::serves_prompts;
 use qwen2c_graph::plan::{Plan, PlannedList, PlannedStep};
 use qwen2c_graph::schedule::{RowAxis, Schedule};
 use serde::Serialize;
@@ -55,8 +56,7 @@ pub(crate) fn prompt_predictions(
     machine: &AssumedMachine,
 ) -> Vec<PromptPrediction> {
     let Some(unit) = machine.matrix_unit else { return Vec::new() };
-    let mut lists: Vec<&PlannedList> =
-        plan.lists.iter().filter(|list| list.name.starts_with("prefill")).collect();
+    let mut lists: Vec<&PlannedList> = plan.lists.iter().filter(|list| serves_prompts(&list.name)).collect();
     lists.sort_by_key(|list| list.max_rows);
     let prompts = Prompts { schedule, lists, machine, unit };
     PROMPTS.into_iter().filter(|tokens| *tokens <= context).map(|tokens| prompts.predict(tokens)).collect()

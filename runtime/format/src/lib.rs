@@ -41,5 +41,5 @@ pub use manifest::{
 pub use program::{ProgramFile, encode_program_head};
 pub use steps::{
     KernelInfo, Launch, Operand, PersistentKernel, Region, RowAxis, Step, StepCost, StepList, StepLists,
-    WeightEntry, WeightTable,
+    WeightEntry, WeightTable, serves_prompts,
 };

@@ -132,6 +132,11 @@ pub struct StepLists {
     pub persistent: Option<PersistentKernel>,
 }
 
+/// Whether prompts go through a list of this name.
+pub fn serves_prompts(name: &str) -> bool {
+    name == "prefill" || name.starts_with("prefill_")
+}
+
 impl StepLists {
     /// The list with this name.
     pub fn list(&self, name: &str) -> Option<&StepList> {
@@ -140,9 +145,8 @@ impl StepLists {
 
     /// Indexes of the lists that prompts go through, ascending by their rows.
     pub fn prompts(&self) -> Vec<usize> {
-        let is_for_prompts = |list: &StepList| list.name == "prefill" || list.name.starts_with("prefill_");
         let mut found: Vec<usize> =
-            (0..self.lists.len()).filter(|index| is_for_prompts(&self.lists[*index])).collect();
+            (0..self.lists.len()).filter(|index| serves_prompts(&self.lists[*index].name)).collect();
         found.sort_by_key(|index| self.lists[*index].max_rows);
         found
     }

@@ -1,7 +1,7 @@
 //! The language between the graph and the targets.
 //!
 //! A graph operation says *what* must be computed, once for all targets; together with the types of
-//! its operands it is a [`KernelRequest`]. A [`Target`] answers with a [`Grid, KernelChoice`]: tiles,
+//! its operands it is a [`KernelRequest`]. A [`Target`] answers with a [`KernelChoice`]: tiles,
 //! the weight layouts it can read, and what the kernel moves and computes. Every single graph
 //! operation is a valid request, otherwise the unfused twin of a program could not be built.
 //!

@@ -7,6 +7,19 @@ fn device() -> AnyTarget {
     resolve_target(&["sm_80"]).unwrap()
 }
 
+fn product_of_one_row(quantization: Option<Quantization>, inputs: u64, outputs: u64) -> KernelRequest {
+    let mut w_type = weight(Element::Bf16, &[outputs, inputs]);
+    w_type.quantization = quantization;
+    let mut ty = request(
+        Operation::Matmul { norm: None, bias: false, residual: false, silu_multiply: false },
+        vec![rows(Element::Bf16, &[inputs])],
+        vec![w_type],
+        vec![rows(Element::F32, &[outputs])],
+    );
+    ty.max_rows = 1;
+    ty
+}
+
 /// A product with one row: every byte of the weight is asked for once, and the inputs once by each block, all of it
 /// 16 bytes wide.
 #[test]
@@ -20,15 +33,7 @@ fn a_token_reads_every_weight_once_and_16_bytes_at_a_time() {
     for (quantization, rows_of_warp) in formats {
         // The second has inputs for several blocks of 32 units and a remainder.
         for (inputs, outputs) in [(896_u64, 160_u64), (3648, 64)] {
-            let mut w_type = weight(Element::Bf16, &[outputs, inputs]);
-            w_type.quantization = quantization;
-            let mut ty = request(
-                Operation::Matmul { norm: None, bias: false, residual: false, silu_multiply: false },
-                vec![rows(Element::Bf16, &[inputs])],
-                vec![w_type],
-                vec![rows(Element::F32, &[outputs])],
-            );
-            ty.max_rows = 1;
+            let ty = product_of_one_row(quantization, inputs, outputs);
             let (x, w) = (numbers(inputs, 41), numbers(outputs * inputs, 42));
             let (counts, bytes) = count(&device(), &ty, 1, &[x], &[w], &[]);
             let units = inputs * quantization.map_or(16, |quantization| u64::from(quantization.bits)) / 128;
@@ -65,15 +70,7 @@ fn a_token_reads_every_weight_once_and_16_bytes_at_a_time() {
 fn blocks_of_a_large_product_ask_for_the_inputs_once() {
     let (inputs, outputs) = (2048_u64, 8192_u64);
     for (quantization, rows_of_block) in [(None, 64), (Some(Quantization::signed(4, 32)), 32)] {
-        let mut w_type = weight(Element::Bf16, &[outputs, inputs]);
-        w_type.quantization = quantization;
-        let mut ty = request(
-            Operation::Matmul { norm: None, bias: false, residual: false, silu_multiply: false },
-            vec![rows(Element::Bf16, &[inputs])],
-            vec![w_type],
-            vec![rows(Element::F32, &[outputs])],
-        );
-        ty.max_rows = 1;
+        let ty = product_of_one_row(quantization, inputs, outputs);
         let (x, w) = (numbers(inputs, 44), numbers(outputs * inputs, 45));
         let (counts, bytes) = count(&device(), &ty, 1, &[x], &[w], &[]);
         let blocks = outputs / rows_of_block;

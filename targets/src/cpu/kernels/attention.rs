@@ -11,8 +11,8 @@
 //!
 //! What a block contributes depends on the block alone, and blocks come in ascending order, so that the
 //! result is the same for any number of rows or threads. Arithmetic: 2 · head_dim multiply-adds for each
-//! query and position, of which 8 queries keep the units busy with a key or value loaded once; keys and
-//! values of a head stay in the second-level cache over the tiles of a prompt.
+//! query and position; 8 queries keep the units busy with a key loaded once, 4 with a value; keys and values
+//! of a head stay in the second-level cache over the tiles of a prompt.
 
 use qwen2c_request::{CACHE_BLOCK_POSITIONS, Element};
 
@@ -202,13 +202,25 @@ fn add_values<'k>(
             let zeros = vec![k.float(0.0, lanes); queries.len() * count];
             let sums =
                 weighted_values(kernel, &weights, (values, padded), end, (first_column, count), &zeros);
-            for ((query, (old, new)), sums) in queries.iter().zip(sums.chunks(count)) {
-                for (index, sum) in (0_u64..).zip(sums) {
-                    let place = k.int(first_column + index * u64::from(lanes));
-                    let before = query.scratch.out.load(place, lanes);
-                    query.scratch.out.store(place, before * old.splat(lanes) + *sum * new.splat(lanes));
-                }
+            for ((query, factors), sums) in queries.iter().zip(sums.chunks(count)) {
+                add_to_out(kernel, query.scratch.out, **factors, first_column, sums);
             }
         }
+    }
+}
+
+/// `out · old + sums · new` of some vectors from `first_column` on.
+fn add_to_out<'k>(
+    kernel: &Kernel<'k, '_>,
+    out: Buffer<'k>,
+    (old, new): (Val<'k>, Val<'k>),
+    first_column: u64,
+    sums: &[Val<'k>],
+) {
+    let (k, lanes) = (kernel.k, kernel.lanes);
+    for (index, sum) in (0_u64..).zip(sums) {
+        let place = k.int(first_column + index * u64::from(lanes));
+        let before = out.load(place, lanes);
+        out.store(place, before * old.splat(lanes) + *sum * new.splat(lanes));
     }
 }

@@ -1,5 +1,6 @@
 //! What several queries of one kv head make of one block of the cache, side by side: scores, weights and
-//! weighted values. A vector of keys or values is loaded and widened once for all of them.
+//! weighted values. A vector of keys is loaded and widened once for all of them, a vector of values once for
+//! as many as [`sums_beside`] says.
 //!
 //! Per vector of 16-bit keys: 1 load and 1 shift, then 1 multiply-add for each query; values the same. Each
 //! sum is one chain in ascending order of columns or positions, so that a query gets the same bits whatever
