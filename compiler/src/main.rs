@@ -4,6 +4,7 @@
 //! user typed in [`arguments`], what will be done in [`request`].
 
 mod arguments;
+mod block_file;
 mod checked_source;
 mod commands;
 mod device;

@@ -4,7 +4,6 @@
 
 use std::cmp::Reverse;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -16,15 +15,13 @@ use qwen2c_request::{QuantizationError, QuantizedRows};
 use qwen2c_targets::{ReadWeight, pack_weight};
 use sha2::{Digest, Sha256};
 
+use crate::block_file::{BLOCK_BYTES, BlockFile};
 use crate::failure::Failure;
 use crate::program::weight_entry;
 use crate::progress::Progress;
 
 /// Packing is limited by the disk and the conversion of numbers; more threads only cost memory.
 const MOST_THREADS: usize = 8;
-
-/// Bytes collected before they are written.
-const WRITE_BYTES: usize = 1 << 20;
 
 /// A weight that was written: its entry in the table, and what quantization lost.
 pub(crate) type WrittenWeight = (WeightEntry, QuantizationError);
@@ -49,6 +46,7 @@ pub(crate) fn write_weights(
     let next = AtomicUsize::new(0);
     let results: Vec<Mutex<Option<Result<WrittenWeight, Failure>>>> =
         weights.iter().map(|_| Mutex::new(None)).collect();
+    let file = BlockFile::new(file);
     let threads = thread::available_parallelism().map_or(1, std::num::NonZero::get).min(MOST_THREADS);
     thread::scope(|scope| {
         for _ in 0..threads {
@@ -56,7 +54,7 @@ pub(crate) fn write_weights(
                 loop {
                     let turn = next.fetch_add(1, Ordering::Relaxed);
                     let Some(&index) = order.get(turn) else { break };
-                    let result = write_weight(&weights[index], source, file, region_offset, progress);
+                    let result = write_weight(&weights[index], source, &file, region_offset, progress);
                     if result.is_err() {
                         // The others stop at their next weight.
                         next.store(weights.len(), Ordering::Relaxed);
@@ -82,14 +80,14 @@ pub(crate) fn write_weights(
 fn write_weight(
     placed: &PlacedWeight,
     source: &(dyn TensorSource + Sync),
-    file: &File,
+    file: &BlockFile<'_>,
     region_offset: u64,
     progress: &Progress,
 ) -> Result<WrittenWeight, Failure> {
     let mut writer = HashingWriter {
         file,
         position: region_offset + placed.offset,
-        pending: Vec::with_capacity(WRITE_BYTES),
+        pending: Vec::with_capacity(BLOCK_BYTES),
         hash: Sha256::new(),
         progress,
     };
@@ -138,9 +136,10 @@ pub(crate) fn unreadable(weight: &str, error: SourceError) -> Failure {
     }
 }
 
-/// Collects bytes, writes them in large pieces at their position, and hashes them.
+/// Collects bytes, writes them block by block of the file, and hashes them.
 struct HashingWriter<'a> {
-    file: &'a File,
+    file: &'a BlockFile<'a>,
+    /// Where the pending bytes belong.
     position: u64,
     pending: Vec<u8>,
     hash: Sha256,
@@ -148,32 +147,31 @@ struct HashingWriter<'a> {
 }
 
 impl HashingWriter<'_> {
-    fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        if self.pending.len() + bytes.len() > WRITE_BYTES {
-            self.flush()?;
+    fn write(&mut self, mut bytes: &[u8]) -> Result<(), Failure> {
+        while !bytes.is_empty() {
+            let room = BlockFile::bytes_to_end_of_block(self.position) - self.pending.len();
+            let (of_block, rest) = bytes.split_at(bytes.len().min(room));
+            self.pending.extend_from_slice(of_block);
+            if of_block.len() == room {
+                self.flush()?;
+            }
+            bytes = rest;
         }
-        if bytes.len() >= WRITE_BYTES {
-            return self.put(bytes);
-        }
-        self.pending.extend_from_slice(bytes);
         Ok(())
     }
 
     fn flush(&mut self) -> Result<(), Failure> {
-        let pending = std::mem::take(&mut self.pending);
-        self.put(&pending)?;
-        self.pending = pending;
-        self.pending.clear();
-        Ok(())
-    }
-
-    fn put(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        self.hash.update(bytes);
-        self.file.write_all_at(bytes, self.position).map_err(|error| {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        self.hash.update(&self.pending);
+        self.file.write_in_block(&self.pending, self.position).map_err(|error| {
             Failure::Input(Diagnostic::new("cannot write the weights").cause(error.to_string()))
         })?;
-        self.position += bytes.len() as u64;
-        self.progress.advance(bytes.len() as u64);
+        let written_bytes = self.pending.len() as u64;
+        self.position += written_bytes;
+        self.progress.advance(written_bytes);
+        self.pending.clear();
         Ok(())
     }
 

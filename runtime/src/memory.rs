@@ -48,6 +48,10 @@ impl Mapping {
         let address = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, file, offset) };
         match NonNull::new(address.cast()) {
             Some(start) if address != libc::MAP_FAILED => {
+                // Kernels stream through gigabytes: with small pages the processor is short of addresses
+                // before it is short of bandwidth. A system that has no large ones keeps to small ones.
+                // SAFETY: exactly this range was mapped, and pages of any size have the same content.
+                unsafe { libc::madvise(address, bytes, libc::MADV_HUGEPAGE) };
                 Ok(Self { start, bytes, writable: protection & libc::PROT_WRITE != 0 })
             }
             _ => Err(io::Error::last_os_error()),
