@@ -256,6 +256,7 @@ fn fuse(
             target_lanes: u64::from(request.target.description().vector_lanes),
             max_rows: list.max_rows,
             multiplies_integers: request.multiplies_integers(),
+            multiplies_bf16_pairs: request.multiplies_bf16_pairs(),
             has_own_memory: request.target.description().has_own_memory,
             prefers_few_launches: request.target.description().prefers_few_launches,
             longest_fused_norm: request.target.description().longest_fused_norm,

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use qwen2c_checkpoint::{ModelDescription, ModelRequest};
 use qwen2c_format::Diagnostic;
 use qwen2c_graph::WeightStorage;
-use qwen2c_graph::passes::{PERSISTENT_DECODE, QUANTIZE_ACTIVATIONS, SelectionError, select_passes};
+use qwen2c_graph::passes::{
+    PERSISTENT_DECODE, QUANTIZE_ACTIVATIONS, ROUND_ATTENTION, SelectionError, select_passes,
+};
 use qwen2c_request::{Element, Target};
 use qwen2c_targets::{AnyTarget, TargetError, known_targets, resolve_target};
 
@@ -106,6 +108,12 @@ impl BuildRequest {
         is_enabled && self.target.description().multiplies_integers
     }
 
+    /// Whether attention over a cache of bf16 rounds queries and weights.
+    pub(crate) fn multiplies_bf16_pairs(&self) -> bool {
+        let is_enabled = !self.disabled_passes.contains(&ROUND_ATTENTION);
+        is_enabled && self.target.description().multiplies_bf16_pairs
+    }
+
     /// NVIDIA's assembler: what `--ptxas` names unless that is `none`, else the one on `PATH`.
     pub(crate) fn assembler(&self) -> Option<PathBuf> {
         match &self.ptxas {
@@ -116,7 +124,12 @@ impl BuildRequest {
 
     /// How the program rounds, whose weights are stored in this way.
     pub(crate) fn rounding(&self, storage: WeightStorage) -> Rounding {
-        Rounding { dtype: self.dtype, storage, multiplies_integers: self.multiplies_integers() }
+        Rounding {
+            dtype: self.dtype,
+            storage,
+            multiplies_integers: self.multiplies_integers(),
+            multiplies_bf16_pairs: self.multiplies_bf16_pairs(),
+        }
     }
 
     /// What the readers of checkpoints need to know.

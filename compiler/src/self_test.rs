@@ -5,7 +5,7 @@
 //! for a model of any size.
 
 use qwen2c_format::{Diagnostic, SelfTestRecord};
-use qwen2c_graph::passes::{PASSES, PassContext, QUANTIZE_ACTIVATIONS, run_passes};
+use qwen2c_graph::passes::{PASSES, PassContext, ROUNDING_PASSES, run_passes};
 use qwen2c_graph::{
     Graph, GraphOptions, InterpretError, Interpreter, ModelConfig, SourceError, TensorSource, WeightPart,
     WeightSource, WeightStorage, build_graph,
@@ -51,6 +51,8 @@ pub(crate) struct Rounding {
     pub(crate) storage: WeightStorage,
     /// Activations are rounded to integers in front of quantized weights.
     pub(crate) multiplies_integers: bool,
+    /// Attention rounds queries and weights to bf16.
+    pub(crate) multiplies_bf16_pairs: bool,
 }
 
 /// Computes the record.
@@ -64,7 +66,7 @@ pub(crate) fn record(
     context: u64,
     source: &dyn TensorSource,
 ) -> Result<SelfTestRecord, Failure> {
-    let Rounding { dtype, storage, multiplies_integers } = rounding;
+    let Rounding { dtype, storage, multiplies_integers, multiplies_bf16_pairs } = rounding;
     let tokens = tokens(config, context);
     let rows = tokens.len() as u64;
     let options = GraphOptions { dtype, storage, context: rows, slots: 1, layers: Some(layers(config)) };
@@ -75,6 +77,7 @@ pub(crate) fn record(
         target_lanes: 1,
         max_rows: rows,
         multiplies_integers,
+        multiplies_bf16_pairs,
         has_own_memory: false,
         prefers_few_launches: false,
         longest_fused_norm: 0,
@@ -100,11 +103,14 @@ fn refused(error: InterpretError) -> Failure {
 }
 
 /// Runs the passes that say what is computed: the mandatory ones, because the interpreter needs the rotary
-/// table, and the rounding of activations. Nothing is fused, so that the reference does not depend on the
+/// table, and the rounding of activations and of attention. Nothing is fused, so that the reference does not depend on the
 /// passes that it is to judge.
 fn resolve(graph: &mut Graph, context: &PassContext<'_>) -> Result<(), Failure> {
-    let fusions =
-        PASSES.iter().filter(|pass| pass.optional && pass.name != QUANTIZE_ACTIVATIONS).map(|pass| pass.name);
+    let fusions = PASSES
+        .iter()
+        .filter(|pass| pass.optional)
+        .map(|pass| pass.name)
+        .filter(|name| !ROUNDING_PASSES.contains(name));
     run_passes(graph, context, &fusions.collect(), &mut |_, _, _| {})
         .map(|_| ())
         .map_err(|error| Failure::Bug(Diagnostic::new(error.to_string()).at("the self-test's graph")))
@@ -191,6 +197,7 @@ mod tests {
         dtype: Element::F32,
         storage: qwen2c_graph::WeightStorage::Elements,
         multiplies_integers: false,
+        multiplies_bf16_pairs: false,
     };
 
     fn config() -> ModelConfig {
@@ -264,6 +271,7 @@ mod tests {
             target_lanes: 1,
             max_rows: 1,
             multiplies_integers: false,
+            multiplies_bf16_pairs: false,
             has_own_memory: false,
             prefers_few_launches: false,
             longest_fused_norm: 0,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 use qwen2c_checkpoint::Checkpoint;
-use qwen2c_graph::passes::{PASSES, Pass, PassContext, QUANTIZE_ACTIVATIONS, run_passes};
+use qwen2c_graph::passes::{PASSES, PassContext, ROUNDING_PASSES, run_passes};
 use qwen2c_graph::{GraphOptions, Interpreter, WeightStorage, build_graph, settle_minima};
 use qwen2c_request::{Element, Quantization};
 use qwen2c_tests::{Build, Device, Golden, Program, compiler, host_targets, relative_l2, run};
@@ -12,13 +12,30 @@ use qwen2c_tests::{Build, Device, Golden, Program, compiler, host_targets, relat
 /// Prompt of the comparisons.
 const LENGTH: usize = 33;
 
+/// What a program rounds besides weights.
+#[derive(Clone, Copy)]
+struct Rounding {
+    /// Inputs of products with quantized weights.
+    multiplies_integers: bool,
+    /// What attention multiplies.
+    multiplies_bf16_pairs: bool,
+}
+
+/// What the program of a processor rounds, which it tells by the name of its target.
+fn rounding(program: &Program) -> Rounding {
+    let info = program.run(["info", "--json"]).success().json();
+    let target = info["target"].as_str().expect("the target's name");
+    let multiplies_bf16_pairs = target.contains("avx512bf16") || target == "x86-64-amx";
+    Rounding { multiplies_integers: true, multiplies_bf16_pairs }
+}
+
 /// The interpreter's logits on the dequantized weights, the checkpoint's own where `quant` is none, with
-/// activations rounded as programs for the target family round them and nothing fused.
+/// activations rounded as programs round them and nothing fused.
 fn interpreted(
     golden: &Golden,
     dtype: Element,
     quant: Option<Quantization>,
-    multiplies_integers: bool,
+    Rounding { multiplies_integers, multiplies_bf16_pairs }: Rounding,
 ) -> Vec<f32> {
     let checkpoint = Checkpoint::open(&golden.model()).expect("a golden checkpoint");
     let config = &checkpoint.description.config;
@@ -27,13 +44,14 @@ fn interpreted(
     let storage = settle_minima(config, storage, &checkpoint).expect("readable tensors");
     let options = GraphOptions { dtype, storage, context: 64, slots: 1, layers: None };
     let mut graph = build_graph(config, &options);
-    let is_fusion = |pass: &&Pass| pass.optional && pass.name != QUANTIZE_ACTIVATIONS;
-    let fusions: BTreeSet<&str> = PASSES.iter().filter(is_fusion).map(|pass| pass.name).collect();
+    let optional = PASSES.iter().filter(|pass| pass.optional).map(|pass| pass.name);
+    let fusions: BTreeSet<&str> = optional.filter(|name| !ROUNDING_PASSES.contains(name)).collect();
     let context = PassContext {
         config,
         target_lanes: 8,
         max_rows: 64,
         multiplies_integers,
+        multiplies_bf16_pairs,
         has_own_memory: false,
         prefers_few_launches: false,
         longest_fused_norm: 0,
@@ -58,8 +76,8 @@ fn assert_agrees(
     target: &str,
 ) {
     let tokens = &golden.prompts[&LENGTH].tokens;
-    let expected = interpreted(golden, dtype, format, true);
     let program = build(golden, quant, dtype.name(), target);
+    let expected = interpreted(golden, dtype, format, rounding(&program));
     let tolerance = if dtype == Element::F32 { 1e-4 } else { 2e-2 };
     for rows in ["256", "1"] {
         let error = relative_l2(&program.logits(tokens, &["--prompt-rows", rows]).values, &expected);
@@ -78,9 +96,10 @@ fn programs_on_a_device_agree_with_the_interpreter_on_the_dequantized_weights() 
         ("moe-sparse-step", "int8", Some(Quantization::signed(8, 32)), Element::F16),
         ("gguf-qwen2", "keep", None, Element::F32),
     ];
+    let rounding = Rounding { multiplies_integers: false, multiplies_bf16_pairs: false };
     for (name, quant, format, dtype) in formats {
         let golden = Golden::load(name);
-        let expected = interpreted(&golden, dtype, format, false);
+        let expected = interpreted(&golden, dtype, format, rounding);
         let program = build(&golden, quant, dtype.name(), "sm_80");
         let tolerance = if dtype == Element::F32 { 1e-4 } else { 2e-2 };
         let found = Device::new(80, 3).logits(&program, &golden.prompts[&LENGTH].tokens);

@@ -162,6 +162,8 @@ pub struct TargetDescription {
     /// Products with quantized weights multiply integers: they want activations as
     /// [`Element::I8`](crate::Element::I8) or [`Element::I16`](crate::Element::I16).
     pub multiplies_integers: bool,
+    /// Attention over caches of bf16 multiplies pairs: it wants queries in bf16, and rounds its weights.
+    pub multiplies_bf16_pairs: bool,
     /// The arena lies in memory of a device: the host sees what is copied to it.
     pub has_own_memory: bool,
     /// Starting a kernel takes so long that steps of one row should have few: they want norms in front of

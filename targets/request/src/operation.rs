@@ -1,7 +1,7 @@
 //! The operations of the graph. One list serves the graph, the interpreter and the targets.
 //!
-//! In the signatures below `T` is the activation type (`--dtype`), the other element types are as
-//! written. Inputs come first, then `w:` weights, then `c:` caches. `rows` is written for either
+//! In the signatures below `T` is the activation type (`--dtype`), `W` that type or f32, the other element
+//! types are as written. Inputs come first, then `w:` weights, then `c:` caches. `rows` is written for either
 //! variable dimension.
 
 use std::fmt;
@@ -69,7 +69,7 @@ pub enum Operation {
     },
     /// `(x f32[rows, n]) w:f32[n] -> f32[rows, n]`.
     AddBias,
-    /// `(x f32[rows, heads·head_dim], position i32[rows]) w:f32[context, head_dim] -> f32[rows, heads·head_dim]`.
+    /// `(x f32[rows, heads·head_dim], position i32[rows]) w:f32[context, head_dim] -> W[rows, heads·head_dim]`.
     ///
     /// The weight's row `p` holds `head_dim / 2` cosines, then as many sines, already multiplied by
     /// YaRN's attention factor. Element `i` pairs with `i + head_dim / 2` (Su et al. 2021, in the
@@ -81,12 +81,12 @@ pub enum Operation {
     /// `(x f32[rows, kv_heads·head_dim], position i32[rows], slot i32[rows]) c: -> ()`: rounds `x` to
     /// the cache's element type and stores it at `(slot[r], head, position[r])`.
     WriteCache,
-    /// `(x f32[rows, n]) -> f32[rows, n]`: `x * factor`.
+    /// `(x W[rows, n]) -> f32[rows, n]`: `x * factor`.
     Scale {
         /// Multiplier.
         factor: Real,
     },
-    /// `(q f32[rows, heads·head_dim], position i32[rows], slot i32[rows]) c:key -> f32[rows, heads, context]`:
+    /// `(q W[rows, heads·head_dim], position i32[rows], slot i32[rows]) c:key -> f32[rows, heads, context]`:
     /// `scale · q·k` for positions up to `position[r]`; the others are not written.
     AttentionScores {
         /// Query heads.
@@ -102,8 +102,12 @@ pub enum Operation {
     AttentionValues {
         /// Query heads.
         heads: u64,
+        /// Weights are rounded before they multiply values: in each block of
+        /// [`CACHE_BLOCK_POSITIONS`](crate::CACHE_BLOCK_POSITIONS) positions, their ratios to the block's
+        /// largest to bf16.
+        rounded: bool,
     },
-    /// `(q f32[rows, heads·head_dim], position i32[rows], slot i32[rows]) c:key c:value -> T[rows, heads·head_dim]`:
+    /// `(q W[rows, heads·head_dim], position i32[rows], slot i32[rows]) c:key c:value -> T[rows, heads·head_dim]`:
     /// scores, causal softmax and weighted sum in one pass over the cache (Milakov and Gimelshein
     /// 2018; Dao et al. 2022).
     Attention {
@@ -111,9 +115,11 @@ pub enum Operation {
         heads: u64,
         /// Multiplier of the products.
         scale: Real,
+        /// As in [`Operation::AttentionValues`]; the sum that weights are divided by is not rounded.
+        rounded: bool,
     },
     /// `(qkv f32[rows, (heads + 2·kv_heads)·head_dim], position i32[rows], slot i32[rows])
-    /// w:f32[context, head_dim] table, [w:f32[(heads + 2·kv_heads)·head_dim] bias] c:key c:value -> f32[rows, heads·head_dim]`.
+    /// w:f32[context, head_dim] table, [w:f32[(heads + 2·kv_heads)·head_dim] bias] c:key c:value -> W[rows, heads·head_dim]`.
     ///
     /// Adds the bias, rotates queries and keys, writes keys and values to the caches, and returns the
     /// rotated queries.

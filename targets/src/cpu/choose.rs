@@ -162,7 +162,7 @@ fn attention_cost(request: &KernelRequest, cost: &mut Cost) {
     let heads = match request.operation {
         Operation::Attention { heads, .. }
         | Operation::AttentionScores { heads, .. }
-        | Operation::AttentionValues { heads } => heads,
+        | Operation::AttentionValues { heads, .. } => heads,
         _ => 0,
     };
     let products = request.caches.len() as u64;

@@ -196,6 +196,7 @@ fn build_target(level: &Level, features: &[&Feature]) -> CpuTarget {
         llvm_features.push(format!("+{}", feature.name));
         required_features.push(feature.cpuinfo);
     }
+    let features = llvm_features.join(",");
     CpuTarget {
         description: TargetDescription {
             name,
@@ -203,13 +204,14 @@ fn build_target(level: &Level, features: &[&Feature]) -> CpuTarget {
             required_features,
             vector_lanes: level.vector_lanes,
             multiplies_integers: true,
+            multiplies_bf16_pairs: features.contains("avx512bf16"),
             has_own_memory: false,
             prefers_few_launches: false,
             prompt_rows: PROMPT_ROWS,
             longest_fused_norm: 0,
         },
         processor: level.processor,
-        features: llvm_features.join(","),
+        features,
     }
 }
 

@@ -175,7 +175,7 @@ pub(super) fn padded_head_dim(lanes: u32, head_dim: u64) -> u64 {
 }
 
 /// Elements of one block of one (slot, head): `[256 / 32, head_dim, 32]` for keys (lanes run over positions),
-/// `[256, padded head_dim]` for values (lanes run over the head).
+/// `[256, padded head_dim]` for values (lanes run over the head); as many where they lie as pairs.
 pub(super) fn cache_block_elements(lanes: u32, cache: &CacheType) -> u64 {
     CACHE_BLOCK_POSITIONS
         * match cache.kind {

@@ -59,6 +59,13 @@ fn check(request: &KernelRequest) -> Result<(), Unservable> {
             reason: "activations as integers; a CUDA device widens weights".to_owned(),
         });
     }
+    if let Operation::Attention { rounded: true, .. } | Operation::AttentionValues { rounded: true, .. } =
+        request.operation
+    {
+        return Err(Unservable {
+            reason: "rounded weights of values; CUDA kernels round as they go".to_owned(),
+        });
+    }
     if request.weights.iter().any(|weight| weight.quantization.is_some_and(|q| q.bits == 4 && q.group < 32)) {
         return Err(Unservable { reason: "groups of less than 32 weights of 4 bits".to_owned() });
     }
@@ -115,7 +122,7 @@ fn cost(request: &KernelRequest, layouts: &[WeightLayout]) -> Cost {
         }
         Operation::Attention { heads, .. }
         | Operation::AttentionScores { heads, .. }
-        | Operation::AttentionValues { heads } => attention_cost(request, heads, &mut cost),
+        | Operation::AttentionValues { heads, .. } => attention_cost(request, heads, &mut cost),
         Operation::CausalSoftmax => {
             // Only the visible part of a row of scores is touched.
             let heads = request.inputs[0].row_elements() / request.inputs[0].columns();

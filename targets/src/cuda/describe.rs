@@ -68,6 +68,7 @@ impl CudaTarget {
             // What padding pays for: rows of activations that 16-byte loads fit.
             vector_lanes: 8,
             multiplies_integers: false,
+            multiplies_bf16_pairs: false,
             has_own_memory: true,
             prefers_few_launches: true,
             prompt_rows: PROMPT_ROWS,

@@ -251,7 +251,7 @@ fn check_attention(
     let index = || rows(Element::I32, &[]);
     let scale = 0.3;
     let mut ty = request(
-        Operation::Attention { heads, scale: Real(scale) },
+        Operation::Attention { heads, scale: Real(scale), rounded: false },
         vec![rows(Element::F32, &[heads * head_dim]), index(), index()],
         vec![],
         vec![rows(element, &[heads * head_dim])],
@@ -285,7 +285,7 @@ fn check_attention(
     let given = [q.clone(), positions.iter().map(|p| *p as f32).collect(), vec![0.0; count as usize]];
     let (found, counts) = run_counted(&ty, count, &given, &[], &[lay_out(&keys), lay_out(&values)], &gaps);
     let shape = (heads as usize, kv_heads as usize, head_dim as usize);
-    let expected = attention::attention(&q, &keys, &values, &positions, shape, scale);
+    let expected = attention::attention(&q, &keys, &values, &positions, shape, scale, false);
     // Weights of values and results are rounded.
     assert_close(&found, &expected, if element == Element::F16 { 1e-3 } else { 5e-3 });
     counts

@@ -87,7 +87,7 @@ fn a_token_reads_the_cache_once() {
     let (heads, kv_heads, head_dim, context) = (14_u64, 2_u64, 64_u64, 1024_u64);
     let cache = |kind| CacheType { kind, slots: 1, kv_heads, context, head_dim, element: Element::Bf16 };
     let mut ty = request(
-        Operation::Attention { heads, scale: Real(0.125) },
+        Operation::Attention { heads, scale: Real(0.125), rounded: false },
         vec![rows(Element::F32, &[heads * head_dim]), rows(Element::I32, &[]), rows(Element::I32, &[])],
         vec![],
         vec![rows(Element::Bf16, &[heads * head_dim])],

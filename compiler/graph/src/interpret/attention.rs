@@ -1,5 +1,7 @@
 //! Rotary positions, caches and attention.
 
+use qwen2c_request::{CACHE_BLOCK_POSITIONS, Element};
+
 use super::matmul::{add_to_rows, dot, product};
 use super::operands::Operands;
 use super::{InterpretError, Results, Tensor};
@@ -117,6 +119,16 @@ pub(super) fn softmax(scores: &mut [f32]) {
     }
 }
 
+/// Rounds the ratios of probabilities to the largest of their block to bf16.
+fn round_ratios(probabilities: &mut [f32]) {
+    for block in probabilities.chunks_mut(CACHE_BLOCK_POSITIONS as usize) {
+        let largest = block.iter().copied().fold(f32::MIN_POSITIVE, f32::max);
+        for probability in block {
+            *probability = largest * Element::Bf16.round(*probability / largest);
+        }
+    }
+}
+
 /// `Σ p · v` over the cached values, `[position, head_dim]`.
 fn weighted_sum(probabilities: &[f32], values: &[f32], out: &mut [f32]) {
     let mut sums = vec![0.0_f64; out.len()];
@@ -159,25 +171,29 @@ pub(super) fn causal_softmax(operands: &mut Operands<'_>) -> Results {
 }
 
 /// [`Operation::AttentionValues`](qwen2c_request::Operation::AttentionValues)
-pub(super) fn attention_values(operands: &mut Operands<'_>, heads: usize) -> Results {
+pub(super) fn attention_values(operands: &mut Operands<'_>, heads: usize, rounded: bool) -> Results {
     let places = places(operands)?;
     let mut out = operands.zeros(0);
     let (context, head_dim) = (operands.input_width(0) / heads, operands.output_width(0) / heads);
-    let probabilities = operands.floats(0);
+    let mut probabilities = operands.floats(0).to_vec();
     let cache = operands.cache(0);
     let heads_per_kv_head = heads / cache.ty().kv_heads as usize;
     for (index, (probabilities, out)) in
-        probabilities.chunks_exact(context).zip(out.chunks_exact_mut(head_dim)).enumerate()
+        probabilities.chunks_exact_mut(context).zip(out.chunks_exact_mut(head_dim)).enumerate()
     {
         let ((slot, position), head) = (places[index / heads], index % heads);
         let values = cache.read(slot, head / heads_per_kv_head, position);
-        weighted_sum(&probabilities[..=position], values, out);
+        let seen = &mut probabilities[..=position];
+        if rounded {
+            round_ratios(seen);
+        }
+        weighted_sum(seen, values, out);
     }
     Ok(vec![Tensor::Floats(out)])
 }
 
 /// [`Operation::Attention`](qwen2c_request::Operation::Attention)
-pub(super) fn attention(operands: &mut Operands<'_>, heads: usize, scale: f32) -> Results {
+pub(super) fn attention(operands: &mut Operands<'_>, heads: usize, scale: f32, rounded: bool) -> Results {
     let places = places(operands)?;
     let mut out = operands.zeros(0);
     let head_dim = operands.input_width(0) / heads;
@@ -187,6 +203,9 @@ pub(super) fn attention(operands: &mut Operands<'_>, heads: usize, scale: f32) -
         let ((slot, position), kv_head) = (places[index / heads], index % heads / heads_per_kv_head);
         let mut scores = scores_of_head(query, operands.cache(0).read(slot, kv_head, position), scale);
         softmax(&mut scores);
+        if rounded {
+            round_ratios(&mut scores);
+        }
         weighted_sum(&scores, operands.cache(1).read(slot, kv_head, position), out);
     }
     Ok(vec![Tensor::Floats(out)])

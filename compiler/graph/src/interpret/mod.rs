@@ -282,8 +282,12 @@ fn execute(operands: &mut Operands<'_>) -> Results {
             attention::attention_scores(operands, heads as usize, scale.0)
         }
         Operation::CausalSoftmax => attention::causal_softmax(operands),
-        Operation::AttentionValues { heads } => attention::attention_values(operands, heads as usize),
-        Operation::Attention { heads, scale } => attention::attention(operands, heads as usize, scale.0),
+        Operation::AttentionValues { heads, rounded } => {
+            attention::attention_values(operands, heads as usize, rounded)
+        }
+        Operation::Attention { heads, scale, rounded } => {
+            attention::attention(operands, heads as usize, scale.0, rounded)
+        }
         Operation::GatherRows => elementwise::gather_rows(operands),
         Operation::Scale { factor } => elementwise::map(operands, |x| x * factor.0),
         Operation::Silu => elementwise::map(operands, elementwise::silu),

@@ -41,7 +41,7 @@ pub(super) fn block(builder: &mut Builder<'_>, hidden: ValueId) -> ValueId {
         builder.apply("probabilities", Operation::CausalSoftmax, &[scores, position], &[], scores_ty);
     let attention_ty = builder.rounded(ty);
     let attention = builder.apply_to_caches(
-        Operation::AttentionValues { heads },
+        Operation::AttentionValues { heads, rounded: false },
         &[probabilities, position, slot],
         &[],
         &[value_cache],

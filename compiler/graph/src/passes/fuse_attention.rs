@@ -40,7 +40,7 @@ pub(super) fn run(graph: &mut Graph, _context: &PassContext<'_>) -> u64 {
 
 fn find(graph: &Graph, uses: &Uses, index: usize) -> Option<Replacement> {
     let values = &graph.operations[index];
-    let Operation::AttentionValues { heads } = values.operation else { return None };
+    let Operation::AttentionValues { heads, rounded } = values.operation else { return None };
     let [probabilities, position, slot] = values.inputs[..] else { return None };
     let softmax = uses.private_writer(graph, probabilities)?;
     let softmax_op = &graph.operations[softmax];
@@ -54,7 +54,7 @@ fn find(graph: &Graph, uses: &Uses, index: usize) -> Option<Replacement> {
         && softmax_op.inputs.get(1) == Some(&position)
         && scores_op.inputs[1..] == [position, slot];
     let fused = Op {
-        operation: Operation::Attention { heads, scale },
+        operation: Operation::Attention { heads, scale, rounded },
         inputs: scores_op.inputs.clone(),
         caches: scores_op.caches.iter().chain(&values.caches).copied().collect(),
         ..values.clone()

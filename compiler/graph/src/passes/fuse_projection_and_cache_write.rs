@@ -26,9 +26,9 @@
 //!
 //! Where a step brings several rows, whose products go to the matrix unit, and on targets that start kernels
 //! in no time. Where something else reads the projection, or it multiplies integers or has a weight of
-//! another type than the activations.
+//! another type than the activations, and where queries are rounded.
 
-use qwen2c_request::Operation;
+use qwen2c_request::{Element, Operation};
 
 use crate::passes::PassContext;
 use crate::passes::rewrite::{Replacement, Uses, rewrite_all};
@@ -46,6 +46,9 @@ fn find(graph: &Graph, uses: &Uses, index: usize) -> Option<Replacement> {
     let write = &graph.operations[index];
     let Operation::RotateAndWriteCache { heads, bias } = write.operation else { return None };
     let [merged, position, slot] = write.inputs[..] else { return None };
+    if graph.value(*write.outputs.first()?).ty.element != Element::F32 {
+        return None;
+    }
     let product = uses.private_writer(graph, merged)?;
     let product_op = &graph.operations[product];
     let Operation::Matmul { norm, bias: false, residual: false, silu_multiply: false } = product_op.operation
@@ -72,7 +75,7 @@ fn find(graph: &Graph, uses: &Uses, index: usize) -> Option<Replacement> {
 mod tests {
     use super::*;
     use crate::passes::tests::{ATTENTION, rewrite};
-    use crate::passes::{fuse_bias_rope_and_cache_write, merge_qkv_projections};
+    use crate::passes::{fuse_bias_rope_and_cache_write, merge_qkv_projections, round_attention};
 
     fn merge(graph: &mut Graph, context: &PassContext<'_>) {
         merge_qkv_projections::run(graph, context);
@@ -110,6 +113,16 @@ mod tests {
             run(graph, &PassContext { prefers_few_launches: true, ..*context })
         };
         assert_eq!(rewrite(with_reader, ATTENTION, 1).0, 0);
+    }
+
+    #[test]
+    fn rounded_queries_stay() {
+        let rounded = |graph: &mut Graph, context: &PassContext<'_>| {
+            merge(graph, context);
+            round_attention::run(graph, context);
+            run(graph, &PassContext { prefers_few_launches: true, ..*context })
+        };
+        assert_eq!(rewrite(rounded, ATTENTION, 1).0, 0);
     }
 
     #[test]

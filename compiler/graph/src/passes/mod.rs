@@ -26,6 +26,7 @@ mod quantize_activations;
 mod remove_dead_values;
 mod resolve_rope;
 mod rewrite;
+mod round_attention;
 mod run;
 mod select_candidates;
 
@@ -47,6 +48,8 @@ pub struct PassContext<'a> {
     pub max_rows: u64,
     /// The target multiplies quantized weights with activations in integers.
     pub multiplies_integers: bool,
+    /// The target's attention multiplies pairs of bf16.
+    pub multiplies_bf16_pairs: bool,
     /// The target's memory is not the host's: what the host is to see is copied to it.
     pub has_own_memory: bool,
     /// The target wants few kernels for steps of one row.
@@ -85,9 +88,15 @@ const fn on_request(name: &'static str, summary: &'static str, run: PassFunction
     Pass { name, summary, optional: true, by_default: false, run }
 }
 
-/// Name of the one optional pass that changes what is computed instead of how: references that are to
-/// agree with a program run it too.
+/// Name of the pass that rounds inputs of products.
 pub const QUANTIZE_ACTIVATIONS: &str = "quantize_activations";
+
+/// Name of the pass that rounds what attention multiplies.
+pub const ROUND_ATTENTION: &str = "round_attention";
+
+/// The optional passes that change what is computed instead of how: references that are to agree with a
+/// program run them too.
+pub const ROUNDING_PASSES: [&str; 2] = [QUANTIZE_ACTIVATIONS, ROUND_ATTENTION];
 
 /// Name of the pass that only devices have a use for.
 pub const PERSISTENT_DECODE: &str = "persistent_decode";
@@ -150,6 +159,11 @@ pub const PASSES: &[Pass] = &[
         QUANTIZE_ACTIVATIONS,
         "rounds activations to integers in front of products with quantized weights",
         quantize_activations::run,
+    ),
+    optional(
+        ROUND_ATTENTION,
+        "rounds queries and the weights of values to bf16 where a target multiplies pairs of that",
+        round_attention::run,
     ),
     optional(
         "fuse_projection_and_cache_write",

@@ -57,6 +57,7 @@ pub(super) fn context(config: &ModelConfig, max_rows: u64) -> PassContext<'_> {
         target_lanes: 8,
         max_rows,
         multiplies_integers: true,
+        multiplies_bf16_pairs: true,
         has_own_memory: true,
         prefers_few_launches: false,
         longest_fused_norm: 64,
@@ -234,7 +235,7 @@ proptest! {
     /// Whatever passes are switched off, the graph verifies and means the same.
     #[test]
     fn any_subset_of_passes_keeps_the_logits(
-        selection in proptest::bits::u32::masked((1 << 15) - 1),
+        selection in proptest::bits::u32::masked((1 << 16) - 1),
         is_sparse: bool,
         has_biases: bool,
         prefers_few_launches: bool,
@@ -243,7 +244,7 @@ proptest! {
         let config = if is_sparse { tiny_experts_config() } else { tiny_config() };
         let config = ModelConfig { qkv_bias: has_biases, ..config };
         let optional = optional_passes();
-        prop_assert_eq!(optional.len(), 15);
+        prop_assert_eq!(optional.len(), 16);
         let disabled: BTreeSet<&str> = optional
             .iter()
             .enumerate()
@@ -292,8 +293,12 @@ fn few_launches_keep_every_rounding() {
     for config in [tiny_config(), tiny_experts_config()] {
         let rewrites = optional_passes().into_iter().filter(|name| *name != "fold_constants").collect();
         let unfused = passed(&config, Element::Bf16, 1, &rewrites);
-        let context =
-            PassContext { prefers_few_launches: true, multiplies_integers: false, ..context(&config, 1) };
+        let context = PassContext {
+            prefers_few_launches: true,
+            multiplies_integers: false,
+            multiplies_bf16_pairs: false,
+            ..context(&config, 1)
+        };
         let fused = passed_for(&context, Element::Bf16, &BTreeSet::new());
         assert_eq!(logits(&fused), logits(&unfused));
         let dense: Vec<&str> =

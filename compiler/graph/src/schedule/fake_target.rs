@@ -29,6 +29,7 @@ impl FakeTarget {
             required_features: Vec::new(),
             vector_lanes: 8,
             multiplies_integers: false,
+            multiplies_bf16_pairs: false,
             has_own_memory: false,
             prefers_few_launches: false,
             prompt_rows: &[8],

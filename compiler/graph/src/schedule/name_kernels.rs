@@ -80,7 +80,7 @@ fn extents(request: &KernelRequest) -> Vec<u64> {
     if let Some(cache) = request.caches.first() {
         return match request.operation {
             Operation::AttentionScores { heads, .. }
-            | Operation::AttentionValues { heads }
+            | Operation::AttentionValues { heads, .. }
             | Operation::Attention { heads, .. }
             | Operation::RotateAndWriteCache { heads, .. } => vec![heads, cache.head_dim],
             Operation::ProjectAndWriteCache { .. } => request.weights[0].extents(),

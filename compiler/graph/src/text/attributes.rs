@@ -30,10 +30,15 @@ pub(super) fn attributes(operation: &Operation) -> Vec<(&'static str, Attribute)
         ],
         Operation::Rotate { head_dim } => vec![("head_dim", Integer(head_dim))],
         Operation::Scale { factor } => vec![("factor", Attribute::Real(factor))],
-        Operation::AttentionScores { heads, scale } | Operation::Attention { heads, scale } => {
+        Operation::AttentionScores { heads, scale } => {
             vec![("heads", Integer(heads)), ("scale", Attribute::Real(scale))]
         }
-        Operation::AttentionValues { heads } => vec![("heads", Integer(heads))],
+        Operation::AttentionValues { heads, rounded } => {
+            vec![("heads", Integer(heads)), ("rounded", Flag(rounded))]
+        }
+        Operation::Attention { heads, scale, rounded } => {
+            vec![("heads", Integer(heads)), ("scale", Attribute::Real(scale)), ("rounded", Flag(rounded))]
+        }
         Operation::RotateAndWriteCache { heads, bias } => {
             vec![("heads", Integer(heads)), ("bias", Flag(bias))]
         }
@@ -122,10 +127,14 @@ pub(super) fn operation(name: &str, mut written: Written<'_>) -> Result<Operatio
             Operation::AttentionScores { heads: written.integer("heads")?, scale: written.real("scale")? }
         }
         "causal_softmax" => Operation::CausalSoftmax,
-        "attention_values" => Operation::AttentionValues { heads: written.integer("heads")? },
-        "attention" => {
-            Operation::Attention { heads: written.integer("heads")?, scale: written.real("scale")? }
+        "attention_values" => {
+            Operation::AttentionValues { heads: written.integer("heads")?, rounded: written.flag("rounded")? }
         }
+        "attention" => Operation::Attention {
+            heads: written.integer("heads")?,
+            scale: written.real("scale")?,
+            rounded: written.flag("rounded")?,
+        },
         "rotate_and_write_cache" => {
             Operation::RotateAndWriteCache { heads: written.integer("heads")?, bias: written.flag("bias")? }
         }

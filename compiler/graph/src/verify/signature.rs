@@ -2,7 +2,8 @@
 //!
 //! A pattern such as `T[rows, heads·head_dim]` is an element type and the dimensions:
 //!
-//! * element: a type's name; `T`, the activation type; `W`, `T` or f32 (router weights are kept in f32);
+//! * element: a type's name; `T`, the activation type; `W`, `T` or f32 (router weights and most queries are
+//!   kept in f32);
 //!   `X`, `T` or integers with scales, `Q`, these alone; `E`, any type. A letter means the same type in the
 //!   whole operation.
 //! * dimension: a number; `rows`, either variable dimension, the same in the whole operation;
@@ -102,7 +103,7 @@ fn signature_of(graph: &Graph, op: &Op) -> Signature {
         }
         Operation::AddBias => signature(["f32[rows, n]"], ["f32[rows, n]"]).weights(["f32[n]"]),
         Operation::Rotate { head_dim } => {
-            signature(["f32[rows, heads·head_dim]", POSITION], ["f32[rows, heads·head_dim]"])
+            signature(["f32[rows, heads·head_dim]", POSITION], ["W[rows, heads·head_dim]"])
                 .weights(["f32[context, head_dim]"])
                 .with("head_dim", head_dim)
         }
@@ -110,27 +111,27 @@ fn signature_of(graph: &Graph, op: &Op) -> Signature {
             let kind = op.caches.first().map_or(Key, |id| graph.cache(*id).ty.kind);
             signature(["f32[rows, kv_heads·head_dim]", POSITION, SLOT], []).caches([kind])
         }
-        Operation::Scale { .. } => signature(["f32[rows, n]"], ["f32[rows, n]"]),
+        Operation::Scale { .. } => signature(["W[rows, n]"], ["f32[rows, n]"]),
         Operation::AttentionScores { heads, .. } => {
-            signature(["f32[rows, heads·head_dim]", POSITION, SLOT], ["f32[rows, heads, context]"])
+            signature(["W[rows, heads·head_dim]", POSITION, SLOT], ["f32[rows, heads, context]"])
                 .caches([Key])
                 .with("heads", heads)
         }
         Operation::CausalSoftmax => {
             signature(["f32[rows, heads, context]", POSITION], ["f32[rows, heads, context]"])
         }
-        Operation::AttentionValues { heads } => {
+        Operation::AttentionValues { heads, .. } => {
             signature(["f32[rows, heads, context]", POSITION, SLOT], ["T[rows, heads·head_dim]"])
                 .caches([Value])
                 .with("heads", heads)
         }
         Operation::Attention { heads, .. } => {
-            signature(["f32[rows, heads·head_dim]", POSITION, SLOT], ["T[rows, heads·head_dim]"])
+            signature(["W[rows, heads·head_dim]", POSITION, SLOT], ["T[rows, heads·head_dim]"])
                 .caches([Key, Value])
                 .with("heads", heads)
         }
         Operation::RotateAndWriteCache { heads, bias } => {
-            signature(["f32[rows, all_heads·head_dim]", POSITION, SLOT], ["f32[rows, heads·head_dim]"])
+            signature(["f32[rows, all_heads·head_dim]", POSITION, SLOT], ["W[rows, heads·head_dim]"])
                 .weights(["f32[context, head_dim]"])
                 .more_weights(when(bias, &["f32[all_heads·head_dim]"]))
                 .caches([Key, Value])
@@ -214,11 +215,11 @@ fn relations(operation: &Operation, number: &dyn Fn(&str) -> u64) -> Result<(), 
         Operation::Scale { factor } => {
             needs(factor.0.is_finite(), format!("`{name}` needs a finite factor, found {factor}"))
         }
-        Operation::AttentionScores { heads, scale } | Operation::Attention { heads, scale } => {
+        Operation::AttentionScores { heads, scale } | Operation::Attention { heads, scale, .. } => {
             needs(scale.0.is_finite(), format!("`{name}` needs a finite scale, found {scale}"))?;
             heads_are_shared(heads)
         }
-        Operation::AttentionValues { heads } => heads_are_shared(heads),
+        Operation::AttentionValues { heads, .. } => heads_are_shared(heads),
         Operation::RotateAndWriteCache { heads, .. } | Operation::ProjectAndWriteCache { heads, .. } => {
             head_is_even(number("head_dim"))?;
             heads_are_shared(heads)

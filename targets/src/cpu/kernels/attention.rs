@@ -9,6 +9,8 @@
 //! out / sum
 //! ```
 //!
+//! Where weights are rounded, `p` is for the product with V, and not for the sum.
+//!
 //! What a block contributes depends on the block alone, and blocks come in ascending order, so that the
 //! result is the same for any number of rows or threads. Arithmetic: 2 · head_dim multiply-adds for each
 //! query and position; 8 queries keep the units busy with a key loaded once, 4 with a value; keys and values
@@ -57,6 +59,8 @@ fn tiles_of_kv_head<'k>(kernel: &Kernel<'k, '_>) -> Val<'k> {
 struct Scratch<'k> {
     /// `f32[256]`.
     scores: Buffer<'k>,
+    /// `[256]`, the same memory: f32, or bf16 where weights are rounded.
+    weights: Buffer<'k>,
     /// `f32[padded head_dim]`, the sum of values so far.
     out: Buffer<'k>,
 }
@@ -64,7 +68,7 @@ struct Scratch<'k> {
 /// A query of a tile.
 struct Query<'k> {
     row: Val<'k>,
-    /// `f32[head_dim]`.
+    /// `[head_dim]`.
     query: Buffer<'k>,
     /// Positions it sees.
     count: Val<'k>,
@@ -74,14 +78,15 @@ struct Query<'k> {
 }
 
 /// Some queries of one kv head: together where all are there and of one slot, else one by one.
-pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, tile: Val<'k>, scale: f32) {
+pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, tile: Val<'k>, scale: f32, rounded: bool) {
     let k = kernel.k;
     let (heads, side_by_side) = (heads_of_kv_head(kernel), queries_of_tile(kernel));
     let padded = layout::padded_head_dim(kernel.lanes, kernel.cache_type(0).head_dim);
     let scratch: Vec<Scratch<'k>> = (0..side_by_side)
-        .map(|_| Scratch {
-            scores: k.stack_array(Element::F32, CACHE_BLOCK_POSITIONS),
-            out: k.stack_array(Element::F32, padded),
+        .map(|_| {
+            let scores = k.stack_array(Element::F32, CACHE_BLOCK_POSITIONS);
+            let weights = if rounded { scores.seen_as(Element::Bf16) } else { scores };
+            Scratch { scores, weights, out: k.stack_array(Element::F32, padded) }
         })
         .collect();
     let tiles = tiles_of_kv_head(kernel);
@@ -155,6 +160,7 @@ fn attend<'k>(
             .map(|query| BlockQuery {
                 query: query.query,
                 scores: query.scratch.scores,
+                weights: query.scratch.weights,
                 visible: in_block(query.count),
             })
             .collect();
@@ -198,10 +204,9 @@ fn add_values<'k>(
         let count = beside.min(vectors - first);
         let first_column = first as u64 * u64::from(lanes);
         for queries in queries.chunks(group) {
-            let weights: Vec<Buffer<'k>> = queries.iter().map(|(query, _)| query.scratch.scores).collect();
+            let weights: Vec<Buffer<'k>> = queries.iter().map(|(query, _)| query.scratch.weights).collect();
             let zeros = vec![k.float(0.0, lanes); queries.len() * count];
-            let sums =
-                weighted_values(kernel, &weights, (values, padded), end, (first_column, count), &zeros);
+            let sums = weighted_values(kernel, &weights, values, end, (first_column, count), &zeros);
             for ((query, factors), sums) in queries.iter().zip(sums.chunks(count)) {
                 add_to_out(kernel, query.scratch.out, **factors, first_column, sums);
             }

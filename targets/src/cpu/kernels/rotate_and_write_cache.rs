@@ -50,8 +50,6 @@ pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, row: Val<'k>, heads: u64, bias: 
     k.repeat(k.int(0), k.int(kv_heads), 1, |head| {
         let first = (head + k.int(heads + kv_heads)) * k.int(head_dim);
         let entry = HeadCache::new(kernel, 1, slot, head);
-        k.for_each_chunk(k.int(head_dim), kernel.lanes, |column, lanes| {
-            entry.store_value(kernel, position, column, load(first + column, lanes));
-        });
+        entry.store_values(kernel, position, |column, lanes| load(first + column, lanes));
     });
 }

@@ -22,9 +22,9 @@ pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, row: Val<'k>) {
             CacheKind::Key => k.repeat(k.int(0), head_dim, 1, |column| {
                 entry.store_key(kernel, position, column, x.load(column, 1));
             }),
-            CacheKind::Value => k.for_each_chunk(head_dim, kernel.lanes, |column, lanes| {
-                entry.store_value(kernel, position, column, x.load(column, lanes));
-            }),
+            CacheKind::Value => {
+                entry.store_values(kernel, position, |column, lanes| x.load(column, lanes));
+            }
         }
     });
 }

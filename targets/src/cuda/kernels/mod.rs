@@ -203,7 +203,7 @@ pub(super) fn launches(request: &KernelRequest, layouts: &[WeightLayout]) -> Vec
         Operation::ProjectAndWriteCache { .. } => project_and_write_cache::launches(request, layouts),
         Operation::ExpertMatmul { .. } => single(expert_matmul::shape(request, layouts)),
         Operation::Attention { .. } => attention::launches(request),
-        Operation::AttentionScores { heads, .. } | Operation::AttentionValues { heads } => {
+        Operation::AttentionScores { heads, .. } | Operation::AttentionValues { heads, .. } => {
             single(Shape { blocks: heads, ..Shape::row(request) })
         }
         Operation::CausalSoftmax => single(causal_softmax::shape(request)),
@@ -240,7 +240,7 @@ pub(super) fn body(kernel: &Kernel<'_, '_>, launch: usize) {
         }
         Operation::AttentionScores { heads, scale } => attention_scores::body(kernel, heads, scale.0),
         Operation::CausalSoftmax => causal_softmax::body(kernel),
-        Operation::AttentionValues { heads } => attention_values::body(kernel, heads),
+        Operation::AttentionValues { heads, .. } => attention_values::body(kernel, heads),
         Operation::Attention { scale, .. } => attention::body(kernel, launch, scale.0),
         Operation::AddBias => elementwise::add_bias(kernel),
         Operation::Add => elementwise::add(kernel),

@@ -95,7 +95,7 @@ const USES: &[(&str, &[&str])] = &[
     ),
     (
         "%y: f32[rows, n=4] = scale(%x) {factor=0.5}",
-        &["%y: f32[rows, n=4] = scale(%x) {factor=NaN}", "%y: f32[rows, n=4] = scale(%a) {factor=0.5}"],
+        &["%y: f32[rows, n=4] = scale(%x) {factor=NaN}", "%y: bf16[rows, n=4] = scale(%x) {factor=0.5}"],
     ),
     (
         "input %s: f32[rows, heads=2, context=8]\n%y: f32[rows, heads=2, context=8] = causal_softmax(%s, %position)",
@@ -175,7 +175,7 @@ fn attention_fits_its_caches() {
     sound(&attention("bf16[rows, n=4]", "heads=2, scale=0.5"));
     broken(
         &attention("bf16[rows, n=4]", "heads=4, scale=0.5"),
-        "`%x` is `f32[rows, n=4]`, but `attention` needs `f32[rows, heads·head_dim]`, \
+        "`%x` is `f32[rows, n=4]`, but `attention` needs `W[rows, heads·head_dim]`, \
          where head_dim = 2, heads = 4, rows = rows",
     );
     broken(
