@@ -64,9 +64,20 @@ impl<'k> Buffer<'k> {
     /// missed.
     #[track_caller]
     pub(crate) fn prefetch(self) {
+        self.prefetch_with_locality(2);
+    }
+
+    /// The same to the first level.
+    #[track_caller]
+    pub(crate) fn prefetch_near(self) {
+        self.prefetch_with_locality(3);
+    }
+
+    #[track_caller]
+    fn prefetch_with_locality(self, locality: i64) {
         let builder = self.pointer.builder;
-        // A read, of data, with locality 2 of 0 to 3.
-        let attributes = [("rw", 0), ("hint", 2), ("cache", 1)]
+        // A read, of data.
+        let attributes = [("rw", 0), ("hint", locality), ("cache", 1)]
             .map(|(name, value)| (name, builder.integer_attribute(Scalar::I32, value)));
         builder.append("llvm.intr.prefetch", &[self.pointer], &[], &attributes, Vec::new());
     }

@@ -11,6 +11,8 @@ pub(super) struct Instructions {
     pub(super) bf16_dot: Option<&'static str>,
     /// Products on the matrix unit, where there is one.
     pub(super) matrix: Option<MatrixProducts>,
+    /// Reading at the speed of memory takes instructions that ask for it ahead.
+    pub(super) fetches_ahead: bool,
 }
 
 /// LLVM's names of the instructions that multiply registers of the matrix unit.
@@ -61,6 +63,7 @@ impl Instructions {
         } else {
             None
         };
-        Self { lanes, byte_products, bf16_dot, matrix }
+        // Every processor with a matrix unit is one of Intel's.
+        Self { lanes, byte_products, bf16_dot, matrix, fetches_ahead: has_matrix_unit }
     }
 }

@@ -24,6 +24,7 @@
 use qwen2c_request::Quantization;
 
 use super::Kernel;
+use super::fetch_ahead::fetch_ahead;
 use super::panel_product::{Group, PanelProduct};
 use super::quantize_rows::QuantizedBuffer;
 use crate::builder::{Buffer, Scalar, Ty, Val};
@@ -139,8 +140,11 @@ fn add_block<'k>(
     let mut totals: Vec<Total<'k>> = totals.iter().map(|total| Total::new(*total)).collect();
     for dword in 0..block.dwords {
         let place = k.int(dword * lanes);
-        let packed: Vec<Val<'k>> =
-            panels.iter().map(|panel| panel.load_as(Scalar::I32, place, lanes)).collect();
+        let load = |panel: &Buffer<'k>| {
+            fetch_ahead(kernel, *panel, place);
+            panel.load_as(Scalar::I32, place, lanes)
+        };
+        let packed: Vec<Val<'k>> = panels.iter().map(load).collect();
         // Each part has the unsigned bytes of four inputs.
         let parts: u32 = if bits == 4 { 2 } else { 1 };
         for part in 0..parts {

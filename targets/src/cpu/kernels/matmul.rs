@@ -39,7 +39,7 @@ pub(in crate::cpu) fn describe_tiles(
 ) -> String {
     let lanes = instructions.lanes;
     let geometry = geometry(layouts, &request.weights[0], lanes);
-    let columns = u64::from(lanes) * tile_panels(lanes, request, geometry);
+    let columns = u64::from(lanes) * tile_panels(instructions, request, geometry);
     if request.max_rows == 1 {
         return format!("1x{columns} rows x columns");
     }
@@ -56,11 +56,16 @@ pub(in crate::cpu) fn describe_tiles(
 /// Panels of a tile: several streams of memory on decode, registers for several rows on a prompt.
 ///
 /// Integers keep the processor busier between two loads than floats do, and it then asks memory for less
-/// at a time: they want more streams, where there are registers for them.
-pub(super) fn tile_panels(lanes: u32, request: &KernelRequest, geometry: PanelGeometry) -> u64 {
+/// at a time: where nothing else asks, they want more streams, if there are registers for them.
+pub(super) fn tile_panels(
+    instructions: Instructions,
+    request: &KernelRequest,
+    geometry: PanelGeometry,
+) -> u64 {
     let multiplies_integers = request.inputs[0].element.integer_group().is_some();
+    let wants_more = instructions.lanes == 16 && !instructions.fetches_ahead;
     match (request.max_rows, multiplies_integers) {
-        (1, true) if lanes == 16 => integer_streams(geometry),
+        (1, true) if wants_more => integer_streams(geometry),
         (1, _) => 4,
         _ => 2,
     }
@@ -89,7 +94,7 @@ pub(super) fn rows_side_by_side(
 
 fn panel_streams(kernel: &Kernel<'_, '_>) -> PanelStreams {
     let geometry = geometry(kernel.layouts, kernel.weight_type(0), kernel.lanes);
-    PanelStreams::new(geometry, tile_panels(kernel.lanes, kernel.request, geometry))
+    PanelStreams::new(geometry, tile_panels(kernel.instructions, kernel.request, geometry))
 }
 
 /// Blocks of columns times blocks of rows.

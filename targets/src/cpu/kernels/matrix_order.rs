@@ -13,6 +13,7 @@
 use qwen2c_request::Element;
 
 use super::Kernel;
+use super::fetch_ahead::fetch_ahead;
 use super::panel_product::accumulate;
 use crate::builder::{Buffer, Scalar, Val};
 use crate::cpu::instructions::Instructions;
@@ -48,8 +49,11 @@ pub(super) fn sums_in_matrix_order<'k>(
     k.for_each(k.int(0), k.int(columns / 2), pairs as i64, zeros, |first, sums| {
         let chains = [zeros, zeros].concat();
         let chains = k.for_each(first, first + k.int(pairs), 1, &chains, |pair, chains| {
-            let load =
-                |panel: &Buffer<'k>| panel.load_as(Scalar::I32, pair * k.int(lanes), lanes).bf16_pair();
+            let load = |panel: &Buffer<'k>| {
+                let place = pair * k.int(lanes);
+                fetch_ahead(kernel, *panel, place);
+                panel.load_as(Scalar::I32, place, lanes).bf16_pair()
+            };
             let (even, odd): (Vec<_>, Vec<_>) = panels.iter().map(load).unzip();
             let pair_of = |row: &Buffer<'k>| row.load_as(Scalar::I32, pair, 1).splat(lanes).bf16_pair();
             let (even_chains, odd_chains) = chains.split_at(zeros.len());

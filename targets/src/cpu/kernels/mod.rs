@@ -14,6 +14,7 @@ mod combine_experts;
 mod elementwise;
 mod embed;
 mod expert_matmul;
+mod fetch_ahead;
 mod functions;
 mod gather_rows;
 mod group_rows;

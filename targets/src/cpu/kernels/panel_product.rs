@@ -26,6 +26,7 @@
 use qwen2c_request::{Element, Quantization, QuantizedRow, WeightLayout, WeightType};
 
 use super::Kernel;
+use super::fetch_ahead::fetch_ahead;
 use super::matrix_order::{is_in_matrix_order, sums_in_matrix_order};
 use super::quantize_rows::QuantizedBuffer;
 use crate::builder::{Buffer, Compare, Scalar, Val};
@@ -112,6 +113,9 @@ impl<'k> PanelProduct<'k> {
         let (k, lanes, geometry) = (kernel.k, kernel.lanes, self.geometry);
         let step = |index: Val<'k>, inputs: u64, sums: &[Val<'k>]| {
             let place = index * k.int(lanes);
+            for panel in panels {
+                fetch_ahead(kernel, *panel, place);
+            }
             if geometry.pair == 1 {
                 let weights = vec![panels.iter().map(|panel| panel.load(place, lanes)).collect()];
                 return accumulate(rows, &weights, sums, |row| vec![row.load(index, 1).splat(lanes)]);
@@ -194,6 +198,10 @@ impl<'k> PanelProduct<'k> {
                     panels.iter().map(|panel| panel.at_bytes(start + k.int(bytes))).collect()
                 };
                 let scalings = |bytes: u64| -> Vec<Val<'k>> {
+                    // Those of both groups share a line.
+                    for panel in at(bytes).into_iter().filter(|_| index == 0) {
+                        fetch_ahead(kernel, panel, k.int(0));
+                    }
                     let buffers = at(bytes).into_iter().map(|buffer| buffer.seen_as(quantization.scale));
                     buffers.map(|buffer| buffer.load(k.int(0), kernel.lanes)).collect()
                 };
@@ -287,8 +295,11 @@ fn dword_step<'k>(
     let (k, lanes) = (kernel.k, kernel.lanes);
     let per_dword = quantization.per_dword();
     let place = *dword * k.int(lanes);
-    let packed: Vec<Val<'k>> =
-        group.dwords.iter().map(|dwords| dwords.load_as(Scalar::I32, place, lanes)).collect();
+    let load = |dwords: &Buffer<'k>| {
+        fetch_ahead(kernel, *dwords, place);
+        dwords.load_as(Scalar::I32, place, lanes)
+    };
+    let packed: Vec<Val<'k>> = group.dwords.iter().map(load).collect();
     let mut sums = sums.to_vec();
     let first = *dword * k.int(per_dword);
     let activations = |row: &Buffer<'k>, input: u32| -> Vec<Val<'k>> {
