@@ -257,6 +257,7 @@ fn fuse(
             max_rows: list.max_rows,
             multiplies_integers: request.multiplies_integers(),
             multiplies_bf16_pairs: request.multiplies_bf16_pairs(),
+            splits_attention: request.target.description().splits_attention,
             has_own_memory: request.target.description().has_own_memory,
             prefers_few_launches: request.target.description().prefers_few_launches,
             longest_fused_norm: request.target.description().longest_fused_norm,

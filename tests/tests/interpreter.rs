@@ -41,6 +41,7 @@ fn graphs(checkpoint: &Checkpoint, dtype: Element) -> [(&'static str, Graph); 2]
             max_rows: 8,
             multiplies_integers: true,
             multiplies_bf16_pairs: true,
+            splits_attention: true,
             has_own_memory: false,
             prefers_few_launches: false,
             longest_fused_norm: 0,

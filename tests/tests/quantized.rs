@@ -52,6 +52,7 @@ fn interpreted(
         max_rows: 64,
         multiplies_integers,
         multiplies_bf16_pairs,
+        splits_attention: false,
         has_own_memory: false,
         prefers_few_launches: false,
         longest_fused_norm: 0,

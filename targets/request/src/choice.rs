@@ -164,6 +164,9 @@ pub struct TargetDescription {
     pub multiplies_integers: bool,
     /// Attention over caches of bf16 multiplies pairs: it wants queries in bf16, and rounds its weights.
     pub multiplies_bf16_pairs: bool,
+    /// Attention of one row is to come as a part for each block of positions, so that there is work for all
+    /// cores however few heads the cache has.
+    pub splits_attention: bool,
     /// The arena lies in memory of a device: the host sees what is copied to it.
     pub has_own_memory: bool,
     /// Starting a kernel takes so long that steps of one row should have few: they want norms in front of

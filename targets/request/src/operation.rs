@@ -118,6 +118,28 @@ pub enum Operation {
         /// As in [`Operation::AttentionValues`]; the sum that weights are divided by is not rounded.
         rounded: bool,
     },
+    /// `(q W[rows, heads·head_dim], position i32[rows], slot i32[rows]) c:key c:value
+    /// -> f32[rows, blocks, heads·head_dim] sums, f32[rows, blocks, 2·heads] totals`.
+    ///
+    /// Attention to each block of [`CACHE_BLOCK_POSITIONS`](crate::CACHE_BLOCK_POSITIONS) positions by itself:
+    /// with weights `exp(score − m)`, where `m` is the head's largest score in the block, the weighted sum of
+    /// values, and for all heads `m`, then for all heads the sum of weights. Blocks behind `position[r]` are
+    /// not written.
+    AttentionBlocks {
+        /// Query heads.
+        heads: u64,
+        /// Multiplier of the products.
+        scale: Real,
+        /// As in [`Operation::Attention`].
+        rounded: bool,
+    },
+    /// `(sums f32[rows, blocks, n], totals f32[rows, blocks, 2·heads], position i32[rows]) -> T[rows, n]`: the
+    /// attention to all blocks up to that of `position[r]`, in ascending order (Dao et al. 2023,
+    /// "Flash-Decoding").
+    MergeBlocks {
+        /// Query heads.
+        heads: u64,
+    },
     /// `(qkv f32[rows, (heads + 2·kv_heads)·head_dim], position i32[rows], slot i32[rows])
     /// w:f32[context, head_dim] table, [w:f32[(heads + 2·kv_heads)·head_dim] bias] c:key c:value -> W[rows, heads·head_dim]`.
     ///
@@ -225,6 +247,8 @@ impl Operation {
             Self::CausalSoftmax => "causal_softmax",
             Self::AttentionValues { .. } => "attention_values",
             Self::Attention { .. } => "attention",
+            Self::AttentionBlocks { .. } => "attention_blocks",
+            Self::MergeBlocks { .. } => "merge_blocks",
             Self::RotateAndWriteCache { .. } => "rotate_and_write_cache",
             Self::ProjectAndWriteCache { .. } => "project_and_write_cache",
             Self::Add => "add",

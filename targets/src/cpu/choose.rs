@@ -1,8 +1,8 @@
 //! Answers kernel requests: tiles, readable layouts, bytes and operations.
 
 use qwen2c_request::{
-    Cost, Element, KernelChoice, KernelRequest, LayoutOption, Operation, TensorType, Unservable,
-    WeightLayout, WeightType,
+    CACHE_BLOCK_POSITIONS, Cost, Element, KernelChoice, KernelRequest, LayoutOption, Operation, TensorType,
+    Unservable, WeightLayout, WeightType,
 };
 
 use super::instructions::Instructions;
@@ -56,6 +56,9 @@ fn check_fusion(request: &KernelRequest) -> Result<(), Unservable> {
         let reason = "a norm or a write to the cache inside a product; a processor does them apart";
         return Err(Unservable { reason: reason.to_owned() });
     }
+    if matches!(request.operation, Operation::AttentionBlocks { .. }) && request.max_rows > 1 {
+        return Err(Unservable { reason: "an attention of several rows in parts".to_owned() });
+    }
     Ok(())
 }
 
@@ -91,6 +94,8 @@ fn describe_tiles(
         | Operation::AttentionScores { .. }
         | Operation::AttentionValues { .. }
         | Operation::CausalSoftmax => "1x1 rows x heads".to_owned(),
+        Operation::AttentionBlocks { .. } => "1 block x heads of a kv head".to_owned(),
+        Operation::MergeBlocks { .. } => "4 heads".to_owned(),
         Operation::GroupRows { .. } => "all rows".to_owned(),
         _ => "1 row".to_owned(),
     }
@@ -124,6 +129,17 @@ fn cost(lanes: u32, request: &KernelRequest) -> Cost {
         | Operation::AttentionValues { .. } => {
             attention_cost(request, &mut cost);
         }
+        Operation::AttentionBlocks { heads, .. } => {
+            attention_cost(request, &mut cost);
+            cost.bytes_per_row = row_bytes(&request.inputs[0]);
+            cost.bytes_per_row_and_position += parts_bytes(&request.outputs[0], heads);
+        }
+        Operation::MergeBlocks { heads } => {
+            let width = request.outputs[0].row_elements();
+            cost.bytes_per_row = row_bytes(&request.outputs[0]);
+            cost.bytes_per_row_and_position = parts_bytes(&request.inputs[0], heads);
+            cost.operations_per_row_and_position = 4 * width / CACHE_BLOCK_POSITIONS;
+        }
         Operation::CausalSoftmax => {
             // Only the visible part of a row of scores is touched.
             let heads = heads_of_scores(&request.inputs[0]);
@@ -155,12 +171,19 @@ fn expert_cost(request: &KernelRequest, all_weights_bytes: u64, cost: &mut Cost)
     cost.operations_per_row = 2 * choices * (weight.rows() / experts) * weight.columns();
 }
 
+/// Bytes of an attention's parts for each position: of the sums of values, and two totals for each head.
+fn parts_bytes(sums: &TensorType, heads: u64) -> u64 {
+    let width = sums.dimensions.last().and_then(|last| last.size.constant()).unwrap_or(0);
+    (width + 2 * heads) * Element::F32.bytes() / CACHE_BLOCK_POSITIONS
+}
+
 fn attention_cost(request: &KernelRequest, cost: &mut Cost) {
     let cache_bytes: u64 =
         request.caches.iter().map(|cache| cache.kv_heads * cache.head_dim * cache.element.bytes()).sum();
     let head_dim = request.caches[0].head_dim;
     let heads = match request.operation {
         Operation::Attention { heads, .. }
+        | Operation::AttentionBlocks { heads, .. }
         | Operation::AttentionScores { heads, .. }
         | Operation::AttentionValues { heads, .. } => heads,
         _ => 0,
@@ -169,7 +192,7 @@ fn attention_cost(request: &KernelRequest, cost: &mut Cost) {
     cost.bytes_per_row_and_position = cache_bytes;
     cost.operations_per_row_and_position = 2 * products * heads * head_dim;
     cost.bytes_per_row = heads * head_dim * (Element::F32.bytes() + Element::F32.bytes());
-    if !matches!(request.operation, Operation::Attention { .. }) {
+    if let Operation::AttentionScores { .. } | Operation::AttentionValues { .. } = request.operation {
         cost.bytes_per_row_and_position += heads * Element::F32.bytes();
     }
 }

@@ -205,6 +205,7 @@ fn build_target(level: &Level, features: &[&Feature]) -> CpuTarget {
             vector_lanes: level.vector_lanes,
             multiplies_integers: true,
             multiplies_bf16_pairs: features.contains("avx512bf16"),
+            splits_attention: true,
             has_own_memory: false,
             prefers_few_launches: false,
             prompt_rows: PROMPT_ROWS,

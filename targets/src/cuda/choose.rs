@@ -66,6 +66,11 @@ fn check(request: &KernelRequest) -> Result<(), Unservable> {
             reason: "rounded weights of values; CUDA kernels round as they go".to_owned(),
         });
     }
+    if let Operation::AttentionBlocks { .. } | Operation::MergeBlocks { .. } = request.operation {
+        return Err(Unservable {
+            reason: "an attention in parts; CUDA kernels cut it themselves".to_owned(),
+        });
+    }
     if request.weights.iter().any(|weight| weight.quantization.is_some_and(|q| q.bits == 4 && q.group < 32)) {
         return Err(Unservable { reason: "groups of less than 32 weights of 4 bits".to_owned() });
     }

@@ -69,6 +69,7 @@ impl CudaTarget {
             vector_lanes: 8,
             multiplies_integers: false,
             multiplies_bf16_pairs: false,
+            splits_attention: false,
             has_own_memory: true,
             prefers_few_launches: true,
             prompt_rows: PROMPT_ROWS,

@@ -123,7 +123,16 @@ fn attention_fused_and_in_steps_over_a_cache_of_several_blocks() {
             fused.caches = write.caches.clone();
             // One weight that falls to the other side of a half makes a difference of 2⁻⁹ of it.
             let tolerance = if rounded { 1e-4 } else { 1e-5 };
-            assert_close(&run(target, &fused, 4, &given, &[], &mut caches)[0], &expected, tolerance);
+            let together = run(target, &fused, 4, &given, &[], &mut caches).swap_remove(0);
+            assert_close(&together, &expected, tolerance);
+            if let AnyTarget::Cpu(_) = target {
+                for (row, position) in looking.iter().enumerate() {
+                    let given =
+                        [given[0][row * q_end..][..q_end].to_vec(), vec![*position as f32], vec![1.0]];
+                    let alone = attention_in_parts(target, &fused, &given, &mut caches);
+                    assert_eq!(alone, together[row * q_end..][..q_end], "at {position}");
+                }
+            }
 
             let scores_type = || rows(Element::F32, &[heads, context]);
             let mut scores = request(
@@ -153,6 +162,30 @@ fn attention_fused_and_in_steps_over_a_cache_of_several_blocks() {
             assert_close(&run(target, &sums, 4, &given, &[], &mut caches[1..])[0], &expected, tolerance);
         }
     }
+}
+
+/// One row's attention block by block, merged.
+fn attention_in_parts(
+    target: &AnyTarget,
+    fused: &KernelRequest,
+    given: &[Vec<f32>; 3],
+    caches: &mut [Vec<u8>],
+) -> Vec<f32> {
+    let Operation::Attention { heads, scale, rounded } = fused.operation else { panic!("an attention") };
+    let (blocks, width) = (fused.caches[0].blocks(), fused.outputs[0].row_elements());
+    let parts_type = || vec![rows(Element::F32, &[blocks, width]), rows(Element::F32, &[blocks, 2 * heads])];
+    let blocks_operation = Operation::AttentionBlocks { heads, scale, rounded };
+    let mut parts = request(blocks_operation, fused.inputs.clone(), vec![], parts_type());
+    parts.caches = fused.caches.clone();
+    parts.max_rows = 1;
+    let found = run(target, &parts, 1, given, &[], caches);
+    let seen = given[1][0] as usize / 256 + 1;
+    let behind = &found[0][seen * width as usize..];
+    assert!(behind.iter().all(|value| *value == 77.0), "a block behind the position was written");
+    let inputs = [parts_type(), vec![rows(Element::I32, &[])]].concat();
+    let merge = request(Operation::MergeBlocks { heads }, inputs, vec![], fused.outputs.clone());
+    run(target, &merge, 1, &[found[0].clone(), found[1].clone(), given[1].clone()], &[], &mut [])
+        .swap_remove(0)
 }
 
 #[test]

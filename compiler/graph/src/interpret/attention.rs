@@ -108,11 +108,14 @@ fn scores_of_head(query: &[f32], keys: &[f32], scale: f32) -> Vec<f32> {
     keys.chunks_exact(query.len()).map(|key| (f64::from(scale) * dot(query, key)) as f32).collect()
 }
 
+fn exponential(score: f32, largest: f32) -> f64 {
+    libm::exp(f64::from(score) - f64::from(largest))
+}
+
 /// Softmax in place.
 pub(super) fn softmax(scores: &mut [f32]) {
     let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let exponentials: Vec<f64> =
-        scores.iter().map(|score| libm::exp(f64::from(*score) - f64::from(largest))).collect();
+    let exponentials: Vec<f64> = scores.iter().map(|score| exponential(*score, largest)).collect();
     let sum: f64 = exponentials.iter().sum();
     for (score, exponential) in scores.iter_mut().zip(exponentials) {
         *score = (exponential / sum) as f32;
@@ -207,6 +210,69 @@ pub(super) fn attention(operands: &mut Operands<'_>, heads: usize, scale: f32, r
             round_ratios(&mut scores);
         }
         weighted_sum(&scores, operands.cache(1).read(slot, kv_head, position), out);
+    }
+    Ok(vec![Tensor::Floats(out)])
+}
+
+/// [`Operation::AttentionBlocks`](qwen2c_request::Operation::AttentionBlocks)
+pub(super) fn attention_blocks(
+    operands: &mut Operands<'_>,
+    heads: usize,
+    scale: f32,
+    rounded: bool,
+) -> Results {
+    let places = places(operands)?;
+    let (mut sums, mut totals) = (operands.zeros(0), operands.zeros(1));
+    let head_dim = operands.input_width(0) / heads;
+    let blocks = operands.cache(0).ty().blocks() as usize;
+    let heads_per_kv_head = heads / operands.cache(0).ty().kv_heads as usize;
+    let queries = operands.floats(0).chunks_exact(head_dim);
+    for (index, query) in queries.enumerate() {
+        let (row, head) = (index / heads, index % heads);
+        let ((slot, position), kv_head) = (places[row], head / heads_per_kv_head);
+        let mut scores = scores_of_head(query, operands.cache(0).read(slot, kv_head, position), scale);
+        let values = operands.cache(1).read(slot, kv_head, position);
+        let block_positions = CACHE_BLOCK_POSITIONS as usize;
+        let value_blocks = values.chunks(block_positions * head_dim);
+        for (block, (scores, values)) in scores.chunks_mut(block_positions).zip(value_blocks).enumerate() {
+            let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            scores.iter_mut().for_each(|score| *score = exponential(*score, largest) as f32);
+            let place = row * blocks + block;
+            totals[2 * heads * place + head] = largest;
+            totals[2 * heads * place + heads + head] =
+                scores.iter().map(|weight| f64::from(*weight)).sum::<f64>() as f32;
+            if rounded {
+                round_ratios(scores);
+            }
+            let out = &mut sums[(place * heads + head) * head_dim..][..head_dim];
+            weighted_sum(scores, values, out);
+        }
+    }
+    Ok(vec![Tensor::Floats(sums), Tensor::Floats(totals)])
+}
+
+/// [`Operation::MergeBlocks`](qwen2c_request::Operation::MergeBlocks)
+pub(super) fn merge_blocks(operands: &mut Operands<'_>, heads: usize) -> Results {
+    let blocks = operands.input_extents(0)[0];
+    let block_positions = CACHE_BLOCK_POSITIONS as usize;
+    let positions = operands.indices(2, (blocks * block_positions) as u64)?;
+    let mut out = operands.zeros(0);
+    let width = operands.output_width(0);
+    let head_dim = width / heads;
+    let (sums, totals) = (operands.floats(0), operands.floats(1));
+    for (index, out) in out.chunks_exact_mut(head_dim).enumerate() {
+        let (row, head) = (index / heads, index % heads);
+        let seen = row * blocks..row * blocks + positions[row] / block_positions + 1;
+        let total_of = |place: usize| &totals[2 * heads * place..][..2 * heads];
+        let largest = seen.clone().map(|place| total_of(place)[head]).fold(f32::NEG_INFINITY, f32::max);
+        let (mut sum, mut total) = (vec![0.0_f64; head_dim], 0.0_f64);
+        for place in seen {
+            let factor = exponential(total_of(place)[head], largest);
+            total += factor * f64::from(total_of(place)[heads + head]);
+            let of_block = &sums[place * width + head * head_dim..][..head_dim];
+            sum.iter_mut().zip(of_block).for_each(|(sum, value)| *sum += factor * f64::from(*value));
+        }
+        out.iter_mut().zip(sum).for_each(|(out, sum)| *out = (sum / total) as f32);
     }
     Ok(vec![Tensor::Floats(out)])
 }

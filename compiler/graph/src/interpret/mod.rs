@@ -288,6 +288,10 @@ fn execute(operands: &mut Operands<'_>) -> Results {
         Operation::Attention { heads, scale, rounded } => {
             attention::attention(operands, heads as usize, scale.0, rounded)
         }
+        Operation::AttentionBlocks { heads, scale, rounded } => {
+            attention::attention_blocks(operands, heads as usize, scale.0, rounded)
+        }
+        Operation::MergeBlocks { heads } => attention::merge_blocks(operands, heads as usize),
         Operation::GatherRows => elementwise::gather_rows(operands),
         Operation::Scale { factor } => elementwise::map(operands, |x| x * factor.0),
         Operation::Silu => elementwise::map(operands, elementwise::silu),

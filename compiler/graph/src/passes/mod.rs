@@ -29,6 +29,7 @@ mod rewrite;
 mod round_attention;
 mod run;
 mod select_candidates;
+mod split_attention;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -50,6 +51,8 @@ pub struct PassContext<'a> {
     pub multiplies_integers: bool,
     /// The target's attention multiplies pairs of bf16.
     pub multiplies_bf16_pairs: bool,
+    /// The target wants attention of one row in parts.
+    pub splits_attention: bool,
     /// The target's memory is not the host's: what the host is to see is copied to it.
     pub has_own_memory: bool,
     /// The target wants few kernels for steps of one row.
@@ -164,6 +167,11 @@ pub const PASSES: &[Pass] = &[
         ROUND_ATTENTION,
         "rounds queries and the weights of values to bf16 where a target multiplies pairs of that",
         round_attention::run,
+    ),
+    optional(
+        "split_attention",
+        "attends to each block of positions by itself, where a step brings one row",
+        split_attention::run,
     ),
     optional(
         "fuse_projection_and_cache_write",

@@ -58,6 +58,7 @@ pub(super) fn context(config: &ModelConfig, max_rows: u64) -> PassContext<'_> {
         max_rows,
         multiplies_integers: true,
         multiplies_bf16_pairs: true,
+        splits_attention: true,
         has_own_memory: true,
         prefers_few_launches: false,
         longest_fused_norm: 64,
@@ -235,7 +236,7 @@ proptest! {
     /// Whatever passes are switched off, the graph verifies and means the same.
     #[test]
     fn any_subset_of_passes_keeps_the_logits(
-        selection in proptest::bits::u32::masked((1 << 16) - 1),
+        selection in proptest::bits::u32::masked((1 << 17) - 1),
         is_sparse: bool,
         has_biases: bool,
         prefers_few_launches: bool,
@@ -244,7 +245,7 @@ proptest! {
         let config = if is_sparse { tiny_experts_config() } else { tiny_config() };
         let config = ModelConfig { qkv_bias: has_biases, ..config };
         let optional = optional_passes();
-        prop_assert_eq!(optional.len(), 16);
+        prop_assert_eq!(optional.len(), 17);
         let disabled: BTreeSet<&str> = optional
             .iter()
             .enumerate()
@@ -308,6 +309,37 @@ fn few_launches_keep_every_rounding() {
         // Experts read the normalized row.
         assert_eq!(names(&fused).contains("rms_norm"), config.experts.is_some());
     }
+}
+
+/// A token of a long text sees several blocks of the caches.
+#[test]
+fn an_attention_in_parts_means_the_same() {
+    let config = ModelConfig { max_context: 600, ..tiny_config() };
+    let graph = |disabled: &BTreeSet<&str>| {
+        let options = GraphOptions {
+            dtype: Element::Bf16,
+            storage: WeightStorage::Elements,
+            context: 600,
+            slots: 1,
+            layers: None,
+        };
+        let mut graph = build_graph(&config, &options);
+        run_passes(&mut graph, &context(&config, 1), disabled, &mut |_, _, _| {}).expect("a valid graph");
+        graph
+    };
+    let (whole, parts) = (graph(&BTreeSet::from(["split_attention"])), graph(&BTreeSet::new()));
+    assert!(!names(&whole).contains("merge_blocks"));
+    assert!(names(&parts).contains("merge_blocks") && !names(&parts).contains("attention"));
+    let tokens: Vec<u32> = (0..550).map(|index| index * 7 % 101).collect();
+    let positions: Vec<u32> = (0..550).collect();
+    let logits = |graph: &Graph| {
+        let mut interpreter = Interpreter::new(graph, &SeededSource).expect("a valid graph");
+        let rows = [0, 255, 256, 549];
+        interpreter.step(&tokens, &positions, &[0; 550], &rows).expect("a text")
+    };
+    // An attention's last bit may round its result, of bf16, to a neighbour.
+    let error = relative_error(&logits(&parts), &logits(&whole));
+    assert!(error < 1e-3, "relative error {error}");
 }
 
 #[test]

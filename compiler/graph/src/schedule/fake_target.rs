@@ -30,6 +30,7 @@ impl FakeTarget {
             vector_lanes: 8,
             multiplies_integers: false,
             multiplies_bf16_pairs: false,
+            splits_attention: false,
             has_own_memory: false,
             prefers_few_launches: false,
             prompt_rows: &[8],

@@ -82,6 +82,7 @@ fn extents(request: &KernelRequest) -> Vec<u64> {
             Operation::AttentionScores { heads, .. }
             | Operation::AttentionValues { heads, .. }
             | Operation::Attention { heads, .. }
+            | Operation::AttentionBlocks { heads, .. }
             | Operation::RotateAndWriteCache { heads, .. } => vec![heads, cache.head_dim],
             Operation::ProjectAndWriteCache { .. } => request.weights[0].extents(),
             _ => vec![cache.kv_heads, cache.head_dim],

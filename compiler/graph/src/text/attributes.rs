@@ -36,9 +36,11 @@ pub(super) fn attributes(operation: &Operation) -> Vec<(&'static str, Attribute)
         Operation::AttentionValues { heads, rounded } => {
             vec![("heads", Integer(heads)), ("rounded", Flag(rounded))]
         }
-        Operation::Attention { heads, scale, rounded } => {
+        Operation::Attention { heads, scale, rounded }
+        | Operation::AttentionBlocks { heads, scale, rounded } => {
             vec![("heads", Integer(heads)), ("scale", Attribute::Real(scale)), ("rounded", Flag(rounded))]
         }
+        Operation::MergeBlocks { heads } => vec![("heads", Integer(heads))],
         Operation::RotateAndWriteCache { heads, bias } => {
             vec![("heads", Integer(heads)), ("bias", Flag(bias))]
         }
@@ -135,6 +137,12 @@ pub(super) fn operation(name: &str, mut written: Written<'_>) -> Result<Operatio
             scale: written.real("scale")?,
             rounded: written.flag("rounded")?,
         },
+        "attention_blocks" => Operation::AttentionBlocks {
+            heads: written.integer("heads")?,
+            scale: written.real("scale")?,
+            rounded: written.flag("rounded")?,
+        },
+        "merge_blocks" => Operation::MergeBlocks { heads: written.integer("heads")? },
         "rotate_and_write_cache" => {
             Operation::RotateAndWriteCache { heads: written.integer("heads")?, bias: written.flag("bias")? }
         }

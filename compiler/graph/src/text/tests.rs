@@ -229,10 +229,12 @@ fn operation() -> impl Strategy<Value = Operation> {
             11 => Operation::GroupRows { experts: count },
             12 => Operation::ExpertMatmul { grouped: one, silu_multiply: two },
             13 => Operation::ProjectAndWriteCache { heads: count, bias: one, norm: two.then_some(number) },
+            14 => Operation::AttentionBlocks { heads: count, scale: number, rounded: one },
+            15 => Operation::MergeBlocks { heads: count },
             _ => Operation::CombineExperts { residual: one },
         }
     };
-    let attributes = (0..15_u32, any::<u64>(), real(), any::<bool>(), any::<bool>(), any::<bool>());
+    let attributes = (0..17_u32, any::<u64>(), real(), any::<bool>(), any::<bool>(), any::<bool>());
     prop_oneof![proptest::sample::select(plain.to_vec()), attributes.prop_map(with_attributes)]
 }
 

@@ -6,6 +6,7 @@
 
 mod attention;
 mod attention_block;
+mod attention_blocks;
 mod attention_scores;
 mod attention_values;
 mod cache;
@@ -23,6 +24,7 @@ mod matmul;
 mod matrix_integer_product;
 mod matrix_order;
 mod matrix_product;
+mod merge_blocks;
 mod panel_product;
 mod quantize_rows;
 mod rms_norm;
@@ -69,6 +71,8 @@ pub(super) fn tiles<'k>(kernel: &Kernel<'k, '_>) -> Val<'k> {
         Operation::Matmul { .. } => matmul::tiles(kernel),
         Operation::ExpertMatmul { .. } => expert_matmul::tiles(kernel),
         Operation::Attention { .. } => attention::tiles(kernel),
+        Operation::AttentionBlocks { heads, .. } => attention_blocks::tiles(kernel, heads),
+        Operation::MergeBlocks { heads } => merge_blocks::tiles(kernel, heads),
         Operation::AttentionScores { .. } => attention_scores::tiles(kernel),
         Operation::CausalSoftmax => causal_softmax::tiles(kernel),
         Operation::AttentionValues { .. } => attention_values::tiles(kernel),
@@ -99,6 +103,10 @@ pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, tile: Val<'k>) {
         Operation::CausalSoftmax => causal_softmax::body(kernel, tile),
         Operation::AttentionValues { heads, rounded } => attention_values::body(kernel, tile, heads, rounded),
         Operation::Attention { scale, rounded, .. } => attention::body(kernel, tile, scale.0, rounded),
+        Operation::AttentionBlocks { heads, scale, rounded } => {
+            attention_blocks::body(kernel, tile, heads, scale.0, rounded)
+        }
+        Operation::MergeBlocks { heads } => merge_blocks::body(kernel, tile, heads),
         Operation::AddBias => elementwise::add_bias(kernel, tile),
         Operation::Add => elementwise::add(kernel, tile),
         Operation::Scale { factor } => elementwise::scale(kernel, tile, factor.0),

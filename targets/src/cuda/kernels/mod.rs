@@ -242,6 +242,9 @@ pub(super) fn body(kernel: &Kernel<'_, '_>, launch: usize) {
         Operation::CausalSoftmax => causal_softmax::body(kernel),
         Operation::AttentionValues { heads, .. } => attention_values::body(kernel, heads),
         Operation::Attention { scale, .. } => attention::body(kernel, launch, scale.0),
+        Operation::AttentionBlocks { .. } | Operation::MergeBlocks { .. } => {
+            unreachable!("`choose` refuses parts of attentions")
+        }
         Operation::AddBias => elementwise::add_bias(kernel),
         Operation::Add => elementwise::add(kernel),
         Operation::Scale { factor } => elementwise::scale(kernel, factor.0),

@@ -190,6 +190,19 @@ fn attention_fits_its_caches() {
         ),
         "`attention` has 3 heads, needs a multiple of the cache's 2 kv heads",
     );
+    let parts = |blocks: u64| {
+        format!(
+            "{written}%s: f32[rows, blocks={blocks}, n=4], %t: f32[rows, blocks={blocks}, m=4] = \
+             attention_blocks(%x, %position, %slot, #key, #value) {{heads=2, scale=0.5}}\n\
+             %y: bf16[rows, n=4] = merge_blocks(%s, %t, %position) {{heads=2}}"
+        )
+    };
+    sound(&parts(1));
+    broken(
+        &parts(2),
+        "`%s` is `f32[rows, blocks=2, n=4]`, but `attention_blocks` needs \
+         `f32[rows, blocks, heads·head_dim]`, where blocks = 1, head_dim = 2, heads = 2, rows = rows",
+    );
     let swapped = "%y: bf16[rows, n=4] = attention(%x, %position, %slot, #value, #key) {heads=2, scale=0.5}";
     broken(&format!("{written}{swapped}"), "cache `#value` holds values, needs keys");
     let scores = "%s: f32[rows, heads=2, context=9] = attention_scores(%x, %position, %slot, #key) {heads=2, scale=1.0}";

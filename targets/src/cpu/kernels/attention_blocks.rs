@@ -1,0 +1,160 @@
+//! `attention_blocks`: what each block of the cache adds to the attention of one row. A tile is an eighth of
+//! the blocks, which follow each other in memory, for the query heads that share a kv head, at most 8 of them.
+//!
+//! ```text
+//! for block:  scores = scale · q·K;  m = max(scores);  p = exp(scores − m);  s = sum(p);  out = p · V
+//! ```
+//!
+//! The bits are those of `attention`, which merges what it has of a block at once.
+
+use qwen2c_request::{CACHE_BLOCK_POSITIONS, Element};
+
+use super::Kernel;
+use super::attention_block::{
+    BlockQuery, block_scores, block_weights, store_in_head, sums_beside, weighted_values,
+};
+use super::cache::HeadCache;
+use crate::builder::{Buffer, Compare, Val};
+use crate::cpu::layout;
+
+/// Most query heads of a tile.
+const MOST_HEADS: u64 = 8;
+
+/// Tiles that the blocks of a kv head are cut into where there are as many: with the fewest heads, two, work
+/// for 16 cores.
+const TILES_OF_BLOCKS: i64 = 8;
+
+/// How the query heads of a kv head are cut into tiles.
+struct Heads {
+    of_kv_head: u64,
+    of_tile: u64,
+}
+
+impl Heads {
+    fn new(kernel: &Kernel<'_, '_>, heads: u64) -> Self {
+        let of_kv_head = heads / kernel.cache_type(0).kv_heads;
+        Self { of_kv_head, of_tile: of_kv_head.min(MOST_HEADS) }
+    }
+
+    fn tiles(&self) -> u64 {
+        self.of_kv_head.div_ceil(self.of_tile)
+    }
+}
+
+/// Positions that the row sees.
+fn seen_positions<'k>(kernel: &Kernel<'k, '_>) -> Val<'k> {
+    kernel.input(1).load_index(kernel.k.int(0)) + kernel.k.int(1)
+}
+
+/// Blocks that the row sees, and those of a tile.
+fn seen_blocks<'k>(kernel: &Kernel<'k, '_>) -> (Val<'k>, Val<'k>) {
+    let seen = seen_positions(kernel).divide_up(CACHE_BLOCK_POSITIONS as i64);
+    (seen, seen.divide_up(TILES_OF_BLOCKS))
+}
+
+/// Tiles of blocks that are there.
+fn tiles_of_blocks<'k>((seen, of_tile): (Val<'k>, Val<'k>)) -> Val<'k> {
+    (seen + of_tile - of_tile.builder().int(1)) / of_tile
+}
+
+/// Cuts of the query heads times tiles of blocks, none without a row.
+pub(super) fn tiles<'k>(kernel: &Kernel<'k, '_>, heads: u64) -> Val<'k> {
+    let cuts = kernel.cache_type(0).kv_heads * Heads::new(kernel, heads).tiles();
+    kernel.rows * kernel.k.int(cuts) * tiles_of_blocks(seen_blocks(kernel))
+}
+
+/// Some blocks for some query heads; those of the same heads follow each other.
+pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, tile: Val<'k>, heads: u64, scale: f32, rounded: bool) {
+    let k = kernel.k;
+    let cut = Heads::new(kernel, heads);
+    let (seen, of_tile) = seen_blocks(kernel);
+    let tiles = tiles_of_blocks((seen, of_tile));
+    let (first_block, cut_number) = (tile % tiles * of_tile, tile / tiles);
+    let cuts = k.int(cut.tiles());
+    let (kv_head, of_kv_head) = (cut_number / cuts, cut_number % cuts);
+    let first = kv_head * k.int(cut.of_kv_head) + of_kv_head * k.int(cut.of_tile);
+    let rest = cut.of_kv_head % cut.of_tile;
+    let attend_to_blocks = |count: u64| {
+        k.repeat(first_block, (first_block + of_tile).minimum(seen), 1, |block| {
+            attend(kernel, &Part { block, kv_head, heads, scale, rounded }, first, count);
+        });
+    };
+    if rest == 0 {
+        return attend_to_blocks(cut.of_tile);
+    }
+    k.when_else(
+        of_kv_head.compare(Compare::Less, k.int(cut.tiles() - 1)),
+        || attend_to_blocks(cut.of_tile),
+        || attend_to_blocks(rest),
+    );
+}
+
+/// Which part of an attention.
+struct Part<'k> {
+    block: Val<'k>,
+    kv_head: Val<'k>,
+    /// Query heads of the row.
+    heads: u64,
+    scale: f32,
+    rounded: bool,
+}
+
+/// The part for `count` query heads from `first` on.
+fn attend<'k>(kernel: &Kernel<'k, '_>, part: &Part<'k>, first: Val<'k>, count: u64) {
+    let k = kernel.k;
+    let head_dim = kernel.cache_type(0).head_dim;
+    let slot = kernel.input(2).load_index(k.int(0));
+    let cache = |index: usize| HeadCache::new(kernel, index, slot, part.kv_head).block(kernel, part.block);
+    let before = part.block * k.int(CACHE_BLOCK_POSITIONS);
+    let visible = (seen_positions(kernel) - before).minimum(k.int(CACHE_BLOCK_POSITIONS));
+    let heads: Vec<Val<'k>> = (0..count).map(|index| first + k.int(index)).collect();
+    let queries: Vec<BlockQuery<'k>> = heads
+        .iter()
+        .map(|head| {
+            let scores = k.stack_array(Element::F32, CACHE_BLOCK_POSITIONS);
+            let weights = if part.rounded { scores.seen_as(Element::Bf16) } else { scores };
+            BlockQuery { query: kernel.input(0).at(*head * k.int(head_dim)), scores, weights, visible }
+        })
+        .collect();
+    let largest = block_scores(kernel, &queries, cache(0), visible, part.scale);
+    let totals = kernel.output(1).at(part.block * k.int(2 * part.heads));
+    for ((query, head), largest) in queries.iter().zip(&heads).zip(largest) {
+        totals.store(*head, largest);
+        totals.store(*head + k.int(part.heads), block_weights(kernel, query, visible, largest));
+    }
+    let sums = kernel.output(0).at(part.block * k.int(part.heads * head_dim));
+    let queries: Vec<(Buffer<'k>, Buffer<'k>)> = queries
+        .iter()
+        .zip(&heads)
+        .map(|(query, head)| (query.weights, sums.at(*head * k.int(head_dim))))
+        .collect();
+    store_sums(kernel, &queries, cache(1), visible);
+}
+
+/// Stores the sum of values to `end` for each query's `(weights, result)`.
+fn store_sums<'k>(
+    kernel: &Kernel<'k, '_>,
+    queries: &[(Buffer<'k>, Buffer<'k>)],
+    values: Buffer<'k>,
+    end: Val<'k>,
+) {
+    let (k, lanes) = (kernel.k, kernel.lanes);
+    let head_dim = kernel.cache_type(0).head_dim;
+    let vectors = (layout::padded_head_dim(lanes, head_dim) / u64::from(lanes)) as usize;
+    let (beside, group) = sums_beside(lanes);
+    for first in (0..vectors).step_by(beside) {
+        let count = beside.min(vectors - first);
+        let first_column = first as u64 * u64::from(lanes);
+        for queries in queries.chunks(group) {
+            let weights: Vec<Buffer<'k>> = queries.iter().map(|(weights, _)| *weights).collect();
+            let zeros = vec![k.float(0.0, lanes); queries.len() * count];
+            let sums = weighted_values(kernel, &weights, values, end, (first_column, count), &zeros);
+            for ((_, result), sums) in queries.iter().zip(sums.chunks(count)) {
+                for (index, sum) in (0_u64..).zip(sums) {
+                    let column = first_column + index * u64::from(lanes);
+                    store_in_head(kernel, *result, head_dim, column, *sum);
+                }
+            }
+        }
+    }
+}
