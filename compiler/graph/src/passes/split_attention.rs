@@ -9,8 +9,8 @@
 //!
 //! A token has as many independent walks over the cache as the cache has heads, which are as few as two: more
 //! cores than that would wait, and three heads keep two cores busy for as long as four do. Blocks of all heads
-//! are as many walks as a context wants. What is written between them is a thirtieth of what is read of the cache
-//! (Dao et al. 2023, "Flash-Decoding").
+//! are as many walks as a context wants (Dao et al. 2023, "Flash-Decoding"). What is written between them is a
+//! thirty-fifth of what is read of the cache where 7 query heads share a head of it, and less where fewer do.
 //!
 //! # Before
 //!
