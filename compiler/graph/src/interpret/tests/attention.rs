@@ -66,6 +66,26 @@ fn attention_step_by_step_and_at_once() {
 }
 
 #[test]
+fn rounded_weights_are_ratios_to_the_largest_of_their_block() {
+    // Of the weights 3:1 the smaller one is a third of the largest, in bf16 a little more; their sum is 4/3.
+    let third = 171.0 / 512.0;
+    let of_both = |first: f32, second: f32| (first + third * second) * 0.75;
+    let expected = [10.0, 20.0, 10.0, 20.0, of_both(10.0, 30.0), of_both(20.0, 40.0), 20.0, 30.0];
+    let steps = "%s: f32[rows, heads=2, context=3] =
+            attention_scores(%q, %position, %slot, #key) {heads=2, scale=0.5}
+        %p: f32[rows, heads=2, context=3] = causal_softmax(%s, %position)
+        %y: f32[rows, n=4] = attention_values(%p, %position, %slot, #value) {heads=2, rounded}";
+    let once =
+        "%y: f32[rows, n=4] = attention(%q, %position, %slot, #key, #value) {heads=2, scale=0.5, rounded}";
+    let parts = "%sums: f32[rows, blocks=1, n=4], %totals: f32[rows, blocks=1, m=4] =
+            attention_blocks(%q, %position, %slot, #key, #value) {heads=2, scale=0.5, rounded}
+        %y: f32[rows, n=4] = merge_blocks(%sums, %totals, %position) {heads=2}";
+    for operations in [steps, once, parts] {
+        check(&format!("{CACHES}\n{operations}\noutput %y"), &[], &attention_inputs(), &[floats(&expected)]);
+    }
+}
+
+#[test]
 fn scores_are_products_up_to_the_row_s_position() {
     let body = format!(
         "{CACHES}
