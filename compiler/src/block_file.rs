@@ -11,8 +11,10 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, PoisonError};
 
-/// Bytes of a large page of processors of today; pieces of a file that begin at its multiples.
-pub(crate) const BLOCK_BYTES: usize = 2 << 20;
+use qwen2c_format::WEIGHTS_ALIGNMENT;
+
+/// Bytes of a block: of a large page, at whose multiples weights begin.
+pub(crate) const BLOCK_BYTES: usize = WEIGHTS_ALIGNMENT as usize;
 
 /// A file that several threads write, each its own places.
 pub(crate) struct BlockFile<'a> {

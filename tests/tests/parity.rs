@@ -145,6 +145,17 @@ parity! {
     talking: "talking" [f32, bf16];
 }
 
+/// Behind 256 positions a token's attention comes in parts, which a prompt's does not.
+#[test]
+fn a_long_text_gives_the_same_bits_by_ones_and_at_once() {
+    let tokens: Vec<u32> = (0..300).map(|index| index * 7 % 251).collect();
+    for dtype in ["f32", "bf16"] {
+        let program = Build::new(Golden::load("dense-gqa").model()).with(["--dtype", dtype]).finish();
+        let logits = |rows| program.logits(&tokens, &["--prompt-rows", rows]).values;
+        assert!(logits("1") == logits("256"), "{dtype}");
+    }
+}
+
 /// The quickstart's model on real weights: 60 greedy ids of several prompts.
 #[test]
 fn smollm2_answers_as_the_reference() {

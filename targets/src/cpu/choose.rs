@@ -26,6 +26,7 @@ pub(super) fn choose(
 ) -> Result<KernelChoice, Unservable> {
     check_head_dim(request)?;
     check_fusion(request)?;
+    check_rows(request)?;
     let lanes = instructions.lanes;
     let layouts: Vec<Vec<LayoutOption>> =
         request.weights.iter().enumerate().map(|(index, ty)| layouts(lanes, request, index, ty)).collect();
@@ -56,6 +57,11 @@ fn check_fusion(request: &KernelRequest) -> Result<(), Unservable> {
         let reason = "a norm or a write to the cache inside a product; a processor does them apart";
         return Err(Unservable { reason: reason.to_owned() });
     }
+    Ok(())
+}
+
+/// Several rows are work enough for one walk over the cache each.
+fn check_rows(request: &KernelRequest) -> Result<(), Unservable> {
     if matches!(request.operation, Operation::AttentionBlocks { .. }) && request.max_rows > 1 {
         return Err(Unservable { reason: "an attention of several rows in parts".to_owned() });
     }
@@ -94,7 +100,7 @@ fn describe_tiles(
         | Operation::AttentionScores { .. }
         | Operation::AttentionValues { .. }
         | Operation::CausalSoftmax => "1x1 rows x heads".to_owned(),
-        Operation::AttentionBlocks { .. } => "1 block x heads of a kv head".to_owned(),
+        Operation::AttentionBlocks { .. } => "an eighth of the blocks x heads of a kv head".to_owned(),
         Operation::MergeBlocks { .. } => "4 heads".to_owned(),
         Operation::GroupRows { .. } => "all rows".to_owned(),
         _ => "1 row".to_owned(),

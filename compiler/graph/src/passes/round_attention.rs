@@ -48,17 +48,16 @@ pub(super) fn run(graph: &mut Graph, context: &PassContext<'_>) -> u64 {
         if !reads_bf16_cache(graph, &graph.operations[index]) {
             continue;
         }
-        let query = graph.operations[index].inputs.first().copied();
         let op = &mut graph.operations[index];
-        match &mut op.operation {
-            Operation::Attention { rounded, .. } | Operation::AttentionValues { rounded, .. } => {
-                rewrites += u64::from(!*rounded);
-                *rounded = true;
-            }
-            Operation::AttentionScores { .. } => {}
-            _ => continue,
+        if let Operation::Attention { rounded, .. } | Operation::AttentionValues { rounded, .. } =
+            &mut op.operation
+        {
+            rewrites += u64::from(!*rounded);
+            *rounded = true;
         }
-        if let (false, Some(query)) = (matches!(op.operation, Operation::AttentionValues { .. }), query) {
+        let multiplies_keys =
+            matches!(op.operation, Operation::Attention { .. } | Operation::AttentionScores { .. });
+        if let (true, Some(query)) = (multiplies_keys, op.inputs.first().copied()) {
             rewrites += round_query(graph, &uses, query);
         }
     }

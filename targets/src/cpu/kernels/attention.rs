@@ -20,7 +20,7 @@ use qwen2c_request::{CACHE_BLOCK_POSITIONS, Element};
 
 use super::Kernel;
 use super::attention_block::{
-    BlockQuery, block_scores, block_weights, store_in_head, sums_beside, weighted_values,
+    BlockQuery, block_scores, block_weights, for_each_weighted_values, store_in_head,
 };
 use super::cache::HeadCache;
 use super::functions::exp;
@@ -195,23 +195,10 @@ fn add_values<'k>(
     values: Buffer<'k>,
     end: Val<'k>,
 ) {
-    let (k, lanes) = (kernel.k, kernel.lanes);
-    let padded = layout::padded_head_dim(lanes, kernel.cache_type(0).head_dim);
-    let vectors = (padded / u64::from(lanes)) as usize;
-    let (beside, group) = sums_beside(lanes);
-    let queries: Vec<_> = queries.iter().zip(factors).collect();
-    for first in (0..vectors).step_by(beside) {
-        let count = beside.min(vectors - first);
-        let first_column = first as u64 * u64::from(lanes);
-        for queries in queries.chunks(group) {
-            let weights: Vec<Buffer<'k>> = queries.iter().map(|(query, _)| query.scratch.weights).collect();
-            let zeros = vec![k.float(0.0, lanes); queries.len() * count];
-            let sums = weighted_values(kernel, &weights, values, end, (first_column, count), &zeros);
-            for ((query, factors), sums) in queries.iter().zip(sums.chunks(count)) {
-                add_to_out(kernel, query.scratch.out, **factors, first_column, sums);
-            }
-        }
-    }
+    let weights: Vec<Buffer<'k>> = queries.iter().map(|query| query.scratch.weights).collect();
+    for_each_weighted_values(kernel, &weights, values, end, |query, first_column, sums| {
+        add_to_out(kernel, queries[query].scratch.out, factors[query], first_column, sums);
+    });
 }
 
 /// `out · old + sums · new` of some vectors from `first_column` on.

@@ -16,6 +16,7 @@ use super::Kernel;
 use super::cache::{key_stride, keys_at, pair_product, side_by_side, values_at};
 use super::functions::exp;
 use crate::builder::{Buffer, Compare, Reduction, Scalar, Val};
+use crate::cpu::layout;
 
 /// Sums of products kept in registers at a time, of 32 registers and of 16.
 const fn register_sums(lanes: u32) -> usize {
@@ -33,7 +34,7 @@ pub(super) fn vectors_beside(lanes: u32, queries: usize) -> usize {
 
 /// Vectors of a value and queries that are summed together: neighbouring vectors, so that memory is read from
 /// front to back for the first of the queries, and the others find it in the cache.
-pub(super) fn sums_beside(lanes: u32) -> (usize, usize) {
+fn sums_beside(lanes: u32) -> (usize, usize) {
     (4, register_sums(lanes) / 4)
 }
 
@@ -202,6 +203,32 @@ pub(super) fn weighted_values<'k>(
         let alone: Vec<Val<'k>> = load(place).iter().map(|pairs| pairs.and_bits(0xffff)).collect();
         add_products(kernel, weights, place, &alone, sums)
     })
+}
+
+/// Hands `use_sums(query, first column, vectors)` the weighted values of each query, given its weights, for all
+/// columns.
+pub(super) fn for_each_weighted_values<'k>(
+    kernel: &Kernel<'k, '_>,
+    weights: &[Buffer<'k>],
+    values: Buffer<'k>,
+    end: Val<'k>,
+    use_sums: impl Fn(usize, u64, &[Val<'k>]),
+) {
+    let (k, lanes) = (kernel.k, kernel.lanes);
+    let padded = layout::padded_head_dim(lanes, kernel.cache_type(0).head_dim);
+    let vectors = (padded / u64::from(lanes)) as usize;
+    let (beside, group) = sums_beside(lanes);
+    for first in (0..vectors).step_by(beside) {
+        let count = beside.min(vectors - first);
+        let first_column = first as u64 * u64::from(lanes);
+        for (group_number, weights) in weights.chunks(group).enumerate() {
+            let zeros = vec![k.float(0.0, lanes); weights.len() * count];
+            let sums = weighted_values(kernel, weights, values, end, (first_column, count), &zeros);
+            for (index, sums) in sums.chunks(count).enumerate() {
+                use_sums(group_number * group + index, first_column, sums);
+            }
+        }
+    }
 }
 
 /// Stores a vector of a head at `column`, without the padding of the last one.

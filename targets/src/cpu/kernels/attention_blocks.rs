@@ -11,11 +11,10 @@ use qwen2c_request::{CACHE_BLOCK_POSITIONS, Element};
 
 use super::Kernel;
 use super::attention_block::{
-    BlockQuery, block_scores, block_weights, store_in_head, sums_beside, weighted_values,
+    BlockQuery, block_scores, block_weights, for_each_weighted_values, store_in_head,
 };
 use super::cache::HeadCache;
 use crate::builder::{Buffer, Compare, Val};
-use crate::cpu::layout;
 
 /// Most query heads of a tile.
 const MOST_HEADS: u64 = 8;
@@ -123,38 +122,12 @@ fn attend<'k>(kernel: &Kernel<'k, '_>, part: &Part<'k>, first: Val<'k>, count: u
         totals.store(*head + k.int(part.heads), block_weights(kernel, query, visible, largest));
     }
     let sums = kernel.output(0).at(part.block * k.int(part.heads * head_dim));
-    let queries: Vec<(Buffer<'k>, Buffer<'k>)> = queries
-        .iter()
-        .zip(&heads)
-        .map(|(query, head)| (query.weights, sums.at(*head * k.int(head_dim))))
-        .collect();
-    store_sums(kernel, &queries, cache(1), visible);
-}
-
-/// Stores the sum of values to `end` for each query's `(weights, result)`.
-fn store_sums<'k>(
-    kernel: &Kernel<'k, '_>,
-    queries: &[(Buffer<'k>, Buffer<'k>)],
-    values: Buffer<'k>,
-    end: Val<'k>,
-) {
-    let (k, lanes) = (kernel.k, kernel.lanes);
-    let head_dim = kernel.cache_type(0).head_dim;
-    let vectors = (layout::padded_head_dim(lanes, head_dim) / u64::from(lanes)) as usize;
-    let (beside, group) = sums_beside(lanes);
-    for first in (0..vectors).step_by(beside) {
-        let count = beside.min(vectors - first);
-        let first_column = first as u64 * u64::from(lanes);
-        for queries in queries.chunks(group) {
-            let weights: Vec<Buffer<'k>> = queries.iter().map(|(weights, _)| *weights).collect();
-            let zeros = vec![k.float(0.0, lanes); queries.len() * count];
-            let sums = weighted_values(kernel, &weights, values, end, (first_column, count), &zeros);
-            for ((_, result), sums) in queries.iter().zip(sums.chunks(count)) {
-                for (index, sum) in (0_u64..).zip(sums) {
-                    let column = first_column + index * u64::from(lanes);
-                    store_in_head(kernel, *result, head_dim, column, *sum);
-                }
-            }
+    let weights: Vec<Buffer<'k>> = queries.iter().map(|query| query.weights).collect();
+    for_each_weighted_values(kernel, &weights, cache(1), visible, |query, first_column, vectors| {
+        let result = sums.at(heads[query] * k.int(head_dim));
+        for (index, vector) in (0_u64..).zip(vectors) {
+            let column = first_column + index * u64::from(kernel.lanes);
+            store_in_head(kernel, result, head_dim, column, *vector);
         }
-    }
+    });
 }

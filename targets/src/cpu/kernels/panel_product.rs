@@ -28,6 +28,7 @@ use qwen2c_request::{Element, Quantization, QuantizedRow, WeightLayout, WeightTy
 use super::Kernel;
 use super::fetch_ahead::fetch_ahead;
 use super::matrix_order::{is_in_matrix_order, sums_in_matrix_order};
+use super::matrix_product::LINE_BYTES;
 use super::quantize_rows::QuantizedBuffer;
 use crate::builder::{Buffer, Compare, Scalar, Val};
 use crate::cpu::layout::{CHUNK_GROUPS, ChunkGeometry, PanelGeometry};
@@ -198,8 +199,8 @@ impl<'k> PanelProduct<'k> {
                     panels.iter().map(|panel| panel.at_bytes(start + k.int(bytes))).collect()
                 };
                 let scalings = |bytes: u64| -> Vec<Val<'k>> {
-                    // Those of both groups share a line.
-                    for panel in at(bytes).into_iter().filter(|_| index == 0) {
+                    // Those of two groups may share a line.
+                    for panel in at(bytes).into_iter().filter(|_| bytes.is_multiple_of(LINE_BYTES)) {
                         fetch_ahead(kernel, panel, k.int(0));
                     }
                     let buffers = at(bytes).into_iter().map(|buffer| buffer.seen_as(quantization.scale));
