@@ -62,8 +62,7 @@ impl PanelGeometry {
         match self.quantization {
             Some(quantization) => {
                 let chunks = ChunkGeometry { lanes: self.lanes, quantization };
-                let bytes = chunks.bytes(self.columns);
-                bytes.next_multiple_of(self.lanes * 4)
+                chunks.bytes(self.columns)
             }
             None => self.columns.div_ceil(self.pair) * self.pair * self.lanes * self.element_bytes,
         }
@@ -106,10 +105,14 @@ impl PanelGeometry {
 /// Groups of a chunk: with two, the scales of 16 lanes fill a cache line, and chunks start on lines.
 pub(super) const CHUNK_GROUPS: u64 = 2;
 
-/// How a quantized panel lies in memory: chunk after chunk of two groups, each the dwords of both,
-/// `[dwords, lanes]` in the order of [`Quantization::first_bit`], then their scales, `[groups, lanes]`, then
-/// their minima, `[groups, lanes]`, where they have them. So a panel is one stream of memory from front to
-/// back. The last chunk may have one group, and its last group fewer inputs.
+/// How a quantized panel lies in memory: chunk after chunk of two groups, each the scales of both,
+/// `[groups, lanes]`, their minima, `[groups, lanes]`, where they have them, padding up to a vector of dwords,
+/// then the dwords of both, `[dwords, lanes]` in the order of [`Quantization::first_bit`]. The last chunk may
+/// have one group, and its last group fewer inputs.
+///
+/// Scales come first because they are read first: a panel is read line after line, without a step back, which
+/// is what a processor that fetches ahead by itself looks for. Behind the dwords they cost an EPYC of the
+/// fourth generation a quarter of its bandwidth.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ChunkGeometry {
     /// Rows of the panel.
@@ -139,9 +142,16 @@ impl ChunkGeometry {
 
     /// Bytes of the chunks of a row of `inputs`.
     pub(super) fn bytes(self, inputs: u64) -> u64 {
-        let groups = inputs.div_ceil(self.quantization.group.into());
+        let (whole, rest) = (inputs / self.inputs(), inputs % self.inputs());
+        let chunk_bytes = |inputs: u64| self.scalings_bytes(inputs) + self.dwords_bytes(inputs);
+        whole * chunk_bytes(self.inputs()) + chunk_bytes(rest)
+    }
+
+    /// Bytes of the scales and minima of a chunk of `inputs`, with the padding behind them.
+    fn scalings_bytes(self, inputs: u64) -> u64 {
         let scalings = if self.quantization.has_minimum { 2 } else { 1 };
-        self.dwords_bytes(inputs) + scalings * groups * self.scales_bytes()
+        let groups = inputs.div_ceil(self.quantization.group.into());
+        (scalings * groups * self.scales_bytes()).next_multiple_of(self.lanes * 4)
     }
 
     /// Bytes of the dwords of `inputs`.
@@ -158,11 +168,10 @@ impl ChunkGeometry {
     pub(super) fn groups(self, inputs: u64) -> impl Iterator<Item = GroupPlace> {
         let group = u64::from(self.quantization.group);
         let groups = inputs.div_ceil(group);
-        let scales = self.dwords_bytes(inputs);
-        let minima = scales + groups * self.scales_bytes();
+        let minima = groups * self.scales_bytes();
         (0..groups).map(move |index| GroupPlace {
-            dwords_at_bytes: self.dwords_bytes(index * group),
-            scales_at_bytes: scales + index * self.scales_bytes(),
+            dwords_at_bytes: self.scalings_bytes(inputs) + self.dwords_bytes(index * group),
+            scales_at_bytes: index * self.scales_bytes(),
             minima_at_bytes: self.quantization.has_minimum.then(|| minima + index * self.scales_bytes()),
             inputs: group.min(inputs - index * group) as u32,
         })

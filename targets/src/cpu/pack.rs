@@ -137,9 +137,10 @@ fn fill_quantized_panel(
             pack_integers(quantization, &integers, dwords);
             let of_chunks = dwords.chunks(chunk_inputs / per_dword * 4).zip(out.chunks_mut(whole_bytes));
             for (index, (dwords, out)) in of_chunks.enumerate() {
-                scatter::<4>(dwords, lanes, lane, out);
                 let first = first + index * chunk_inputs;
                 let inputs = chunk_inputs.min(columns - first) as u64;
+                let dwords_at = chunks.groups(inputs).next().expect("a chunk has a group").dwords_at_bytes;
+                scatter::<4>(dwords, lanes, lane, &mut out[dwords_at as usize..]);
                 for (place, group) in chunks.groups(inputs).zip(lane * groups + first / group..) {
                     let scale_bytes = quantization.scale.bytes() as usize;
                     let mut put = |at_bytes: u64, scaling: f32| {
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn quantized_panels_hold_chunks_of_dwords_scales_and_minima() {
+    fn quantized_panels_hold_chunks_of_scales_minima_and_dwords() {
         for (quantization, columns) in
             FORMATS.into_iter().flat_map(|q| [(q, 32), (q, 70), (q, 1100), (q, 135)])
         {
@@ -271,26 +272,25 @@ mod tests {
         }
     }
 
-    /// The weight at `column` of a panel's row, written from the layout's definition: chunks are the dwords
-    /// of two groups of 8 rows, then `[group, row]` scales, then minima.
+    /// The weight at `column` of a panel's row, written from the layout's definition: chunks are the
+    /// `[group, row]` scales of two groups of 8 rows, their minima, padding to 32 bytes, then the dwords.
     fn unpack_integer(format: Quantization, panel: &[u8], columns: usize, row: usize, column: usize) -> f32 {
         let (group, pair) = (format.group as usize, format.per_dword() as usize);
         let (scale_bytes, scalings) = (format.scale.bytes() as usize, if format.has_minimum { 2 } else { 1 });
-        let chunk =
-            &panel[column / (2 * group) * (2 * group / pair * 8 * 4 + scalings * 2 * 8 * scale_bytes)..];
+        let scaling_bytes = |groups: usize| (scalings * groups * 8 * scale_bytes).next_multiple_of(32);
+        let chunk = &panel[column / (2 * group) * (scaling_bytes(2) + 2 * group / pair * 8 * 4)..];
         let (column, columns) = (column % (2 * group), columns - column / (2 * group) * 2 * group);
-        let inputs = columns.min(2 * group);
+        let groups = columns.min(2 * group).div_ceil(group);
         let scaling = |index: usize| {
-            let at = inputs.div_ceil(pair) * 8 * 4 + (index * 8 + row) * scale_bytes;
-            let bytes = &chunk[at..][..scale_bytes];
+            let bytes = &chunk[(index * 8 + row) * scale_bytes..][..scale_bytes];
             get_element(format.scale, bytes)
         };
-        let dword = &chunk[(column / pair * 8 + row) * 4..][..4];
+        let dword = &chunk[scaling_bytes(groups) + (column / pair * 8 + row) * 4..][..4];
         let dword = u32::from_le_bytes(dword.try_into().unwrap());
         let field = dword >> format.first_bit((column % pair) as u32) & ((1 << format.bits) - 1);
         let scale = scaling(column / group);
         if format.has_minimum {
-            return field as f32 * scale + scaling(inputs.div_ceil(group) + column / group);
+            return field as f32 * scale + scaling(groups + column / group);
         }
         (field as i32 - (1 << (format.bits - 1))) as f32 * scale
     }

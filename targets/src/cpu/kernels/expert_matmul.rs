@@ -44,7 +44,7 @@ pub(super) fn entries_side_by_side(request: &KernelRequest, geometry: PanelGeome
 
 fn panel_streams(kernel: &Kernel<'_, '_>) -> PanelStreams {
     let geometry = geometry(kernel.layouts, kernel.weight_type(0), kernel.lanes);
-    PanelStreams::new(geometry, tile_panels(kernel.instructions, kernel.request, geometry))
+    PanelStreams::new(geometry, tile_panels(kernel.request))
 }
 
 fn is_grouped(kernel: &Kernel<'_, '_>) -> bool {

@@ -1,7 +1,7 @@
 //! `matmul`: activations times a weight in panels, with bias, residual and SiLU·multiply as epilogues.
 //!
 //! ```text
-//! decode, one row:  a tile is 4 panels of columns (6 or 7 where integers are multiplied), all inputs
+//! decode, one row:  a tile is 4 panels of columns, all inputs
 //! prompt:           a tile is 2 panels of columns by 64 rows;
 //!                   for 8 rows at a time (4 of integers; half of it with 8 lanes), then one by one: sums over all inputs, epilogue
 //! ```
@@ -39,7 +39,7 @@ pub(in crate::cpu) fn describe_tiles(
 ) -> String {
     let lanes = instructions.lanes;
     let geometry = geometry(layouts, &request.weights[0], lanes);
-    let columns = u64::from(lanes) * tile_panels(instructions, request, geometry);
+    let columns = u64::from(lanes) * tile_panels(request);
     if request.max_rows == 1 {
         return format!("1x{columns} rows x columns");
     }
@@ -54,29 +54,8 @@ pub(in crate::cpu) fn describe_tiles(
 }
 
 /// Panels of a tile: several streams of memory on decode, registers for several rows on a prompt.
-///
-/// Integers keep the processor busier between two loads than floats do, and it then asks memory for less
-/// at a time: where nothing else asks, they want more streams, if there are registers for them.
-pub(super) fn tile_panels(
-    instructions: Instructions,
-    request: &KernelRequest,
-    geometry: PanelGeometry,
-) -> u64 {
-    let multiplies_integers = request.inputs[0].element.integer_group().is_some();
-    let wants_more = instructions.lanes == 16 && !instructions.fetches_ahead;
-    match (request.max_rows, multiplies_integers) {
-        (1, true) if wants_more => integer_streams(geometry),
-        (1, _) => 4,
-        _ => 2,
-    }
-}
-
-/// 6 or 7, whichever leaves fewer places of tiles empty: 56 panels are 8 tiles of 7, but 10 of 6 of which
-/// four lack a stream, and of few tiles each counts.
-fn integer_streams(geometry: PanelGeometry) -> u64 {
-    let panels = geometry.panels();
-    let empty_places = |streams: u64| panels.next_multiple_of(streams) - panels;
-    if !geometry.separate_halves && empty_places(7) < empty_places(6) { 7 } else { 6 }
+pub(super) fn tile_panels(request: &KernelRequest) -> u64 {
+    if request.max_rows == 1 { 4 } else { 2 }
 }
 
 /// Rows multiplied side by side: with 2 panels, 16 sums in 32 registers of 16 lanes, 8 in 16 of 8. Integers
@@ -94,7 +73,7 @@ pub(super) fn rows_side_by_side(
 
 fn panel_streams(kernel: &Kernel<'_, '_>) -> PanelStreams {
     let geometry = geometry(kernel.layouts, kernel.weight_type(0), kernel.lanes);
-    PanelStreams::new(geometry, tile_panels(kernel.instructions, kernel.request, geometry))
+    PanelStreams::new(geometry, tile_panels(kernel.request))
 }
 
 /// Blocks of columns times blocks of rows.
