@@ -16,6 +16,7 @@ use crate::hardware::Hardware;
 use crate::kernel::KernelEntry;
 use crate::machine;
 use crate::memory::Mapping;
+use crate::peak::{Peak, Reading, ReadsBeside};
 use crate::processor::{self, Placement};
 use crate::session::Session;
 
@@ -110,7 +111,20 @@ impl Program {
     /// A missing processor feature or device, too little memory, a refusal of system or driver: each with
     /// what was found and what is needed.
     pub fn start(&self, hardware: &Hardware) -> Result<Session, Diagnostic> {
-        self.start_lists(hardware, 0, &self.file.lists.prompts())
+        self.start_lists(hardware, 0, &self.file.lists.prompts(), None)
+    }
+
+    /// As [`Program::start`], with a list more that reads weights; none where they are too few to tell a rate.
+    pub(crate) fn start_beside_reads(
+        &self,
+        placement: &Placement,
+        peak: &Peak,
+    ) -> Result<(Session, Option<Reading>), Diagnostic> {
+        let (weights_bytes, arena_bytes) = (self.file.locator.weights_bytes, self.file.manifest.arena_bytes);
+        let reads = ReadsBeside::new(&self.file.lists, &self.kernels, weights_bytes, arena_bytes, peak);
+        let hardware = Hardware::Processor(placement.clone());
+        let session = self.start_lists(&hardware, 0, &self.file.lists.prompts(), reads.as_ref())?;
+        Ok((session, reads.map(|reads| reads.reading)))
     }
 
     /// As [`Program::start`], on the list that self-tests run.
@@ -119,7 +133,7 @@ impl Program {
         let index = lists.iter().position(|list| list.name == "self_test").ok_or_else(|| {
             Diagnostic::new("the program holds no self-test").help("build it again with this `qwen2c`")
         })?;
-        self.start_lists(hardware, index, &[index])
+        self.start_lists(hardware, index, &[index], None)
     }
 
     fn start_lists(
@@ -127,11 +141,12 @@ impl Program {
         hardware: &Hardware,
         decode: usize,
         prompts: &[usize],
+        reads: Option<&ReadsBeside>,
     ) -> Result<Session, Diagnostic> {
         let manifest = &self.file.manifest;
         let executor = match hardware {
             Hardware::Processor(placement) if !self.is_for_device() => {
-                Executor::Processor(self.start_workers(placement)?)
+                Executor::Processor(self.start_workers(placement, reads)?)
             }
             Hardware::Device(number) if self.is_for_device() => {
                 let driver = (self.open_driver)()?;
@@ -147,13 +162,25 @@ impl Program {
         Ok(Session::new(executor, manifest, &self.file.lists, decode, prompts))
     }
 
-    fn start_workers(&self, placement: &Placement) -> Result<ProcessorExecutor, Diagnostic> {
+    fn start_workers(
+        &self,
+        placement: &Placement,
+        reads: Option<&ReadsBeside>,
+    ) -> Result<ProcessorExecutor, Diagnostic> {
         let manifest = &self.file.manifest;
         machine::processor()?.check(&manifest.target, &manifest.required_features)?;
         processor::request_matrix_unit(&manifest.required_features)?;
         check_memory(manifest, machine::memory_bytes())?;
         let weights = Arc::clone(&self.weights);
-        ProcessorExecutor::start(&self.file.lists, &self.kernels, weights, manifest.arena_bytes, placement)
+        match reads {
+            None => {
+                let lists = &self.file.lists;
+                ProcessorExecutor::start(lists, &self.kernels, weights, manifest.arena_bytes, placement)
+            }
+            Some(ReadsBeside { lists, kernels, arena_bytes, .. }) => {
+                ProcessorExecutor::start(lists, kernels, weights, *arena_bytes, placement)
+            }
+        }
     }
 
     /// Compares every weight's bytes with the hash taken at build, in file order.

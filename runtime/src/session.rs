@@ -6,11 +6,13 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::time::Instant;
 
 use qwen2c_format::{Diagnostic, InputOffsets, Manifest, StepLists};
 
 use crate::cuda::DeviceExecutor;
 use crate::execute::{Executor, Job, Observer};
+use crate::peak::Reading;
 use crate::text::Sampler;
 
 /// Why tokens are not taken.
@@ -199,6 +201,13 @@ impl Session {
             return Ok(Some(token));
         }
         Ok(sampler.sample(self.logits()?))
+    }
+
+    /// Runs a reading beside the steps, and returns the bytes per second.
+    pub(crate) fn read_beside(&mut self, reading: &Reading) -> Result<f64, SessionError> {
+        let start = Instant::now();
+        self.executor.run(&reading.job, &mut ())?;
+        Ok(reading.bytes as f64 / start.elapsed().as_secs_f64())
     }
 
     /// Forgets everything from `position` on; what is before stays as it is.

@@ -21,8 +21,8 @@ pub(crate) const VOCABULARY: usize = 260;
 pub(crate) const STOP_ID: u32 = 256;
 /// Positions.
 pub(crate) const CONTEXT: usize = 40;
-/// Bytes of the weight region: the logit of the next token, and what each token adds.
-pub(crate) const WEIGHT_BYTES: usize = 128;
+/// Bytes of the weight region: the logit of the next token, what each token adds, and some to be read.
+pub(crate) const WEIGHT_BYTES: usize = 1024;
 const PROMPT_ROWS: u32 = 8;
 const LOGIT_ROWS: u32 = 3;
 const ARENA_BYTES: u64 = 16384;

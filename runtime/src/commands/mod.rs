@@ -9,6 +9,7 @@ mod profile;
 mod run;
 mod self_test;
 mod startup;
+mod stopwatch;
 #[cfg(test)]
 mod tests;
 

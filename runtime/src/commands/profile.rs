@@ -3,16 +3,15 @@
 use std::fmt::Write as _;
 use std::time::Instant;
 
-use qwen2c_format::StepLists;
 use serde::Serialize;
 
 use super::bench::{Workload, sample_ids};
+use super::stopwatch::{Stopwatch, TokenBesideReads, median};
 use super::{OpenProgram, hardware, print_json, startup};
 use crate::arguments::Arguments;
 use crate::console::{Console, Failure};
 use crate::cuda;
-use crate::execute::Observer;
-use crate::peak::{self, Peak};
+use crate::peak::{self, Peak, Reading};
 use crate::session::Session;
 use crate::speech;
 use crate::{Hardware, Program};
@@ -35,7 +34,33 @@ struct Report {
     steps: u64,
     /// Mean duration of such a step.
     step_us: f64,
+    /// With `--peak` on a processor: the tokens generated, each between two readings of weights.
+    generation: Option<Generation>,
     kernels: Vec<KernelTime>,
+}
+
+/// Medians over the tokens generated.
+#[derive(Debug, Serialize)]
+struct Generation {
+    /// What the machine read per second around a token.
+    read_bytes_per_s: f64,
+    /// Time of a token's steps.
+    token_us: f64,
+    /// The time in which a token's bytes could have been read over the time of its steps.
+    share_of_read: f64,
+}
+
+impl Generation {
+    fn of(tokens: &[TokenBesideReads]) -> Option<Self> {
+        let median_of = |value: fn(&TokenBesideReads) -> f64| {
+            (!tokens.is_empty()).then(|| median(&mut tokens.iter().map(value).collect::<Vec<f64>>()))
+        };
+        Some(Self {
+            read_bytes_per_s: median_of(|token| token.read_bytes_per_s)?,
+            token_us: median_of(|token| token.us)?,
+            share_of_read: median_of(|token| token.share_of_read)?,
+        })
+    }
 }
 
 /// All calls of one kernel.
@@ -46,7 +71,8 @@ struct KernelTime {
     us: f64,
     bytes: u64,
     operations: u64,
-    /// The time that the peak would have taken over the time it took.
+    /// The time that the peak would have taken over the time it took; with `--peak`, for kernels of the tokens
+    /// generated, the median of the times that readings around a token would have taken.
     share_of_peak: f64,
 }
 
@@ -72,23 +98,41 @@ pub(super) fn profile(
         Hardware::Device(_) => Ok(None),
     };
     let mut peak_samples: Vec<Peak> = measure(&hardware)?.into_iter().collect();
-    let mut session = program.start(&hardware)?;
+    let (mut session, reading) = match (&hardware, peak_samples.first()) {
+        (Hardware::Processor(placement), Some(peak)) if is_thorough => {
+            program.start_beside_reads(placement, peak)?
+        }
+        _ => (program.start(&hardware)?, None),
+    };
     peak_samples.extend(session.device().map(|device| cuda::peak(device.facts())));
-    walk(&mut session, &workload, &ids, &mut Stopwatch::new(program.lists()))?;
-    let mut stopwatch = Stopwatch::new(program.lists());
-    walk(&mut session, &workload, &ids, &mut stopwatch)?;
+    let new_stopwatch = || Stopwatch::new(program.lists(), Instant::now());
+    walk(&mut session, &workload, &ids, &mut new_stopwatch(), None)?;
+    let mut stopwatch = new_stopwatch();
+    walk(&mut session, &workload, &ids, &mut stopwatch, reading.as_ref())?;
     if is_thorough {
         // A machine's peak drifts: the work stands between two samples of it.
         peak_samples.extend(measure(&hardware)?);
     }
     let best = peak_samples.iter().cloned().reduce(Peak::best);
     let peak = best.expect("the peak was taken before the work");
-    let kernels = stopwatch.kernels(&peak);
+    let mut kernels: Vec<KernelTime> = stopwatch
+        .kernels(&peak)
+        .map(|(name, total, share_of_peak)| KernelTime {
+            name: name.to_owned(),
+            calls: total.calls,
+            us: total.seconds * 1e6,
+            bytes: total.bytes,
+            operations: total.operations,
+            share_of_peak,
+        })
+        .collect();
+    kernels.sort_by(|one, other| other.us.total_cmp(&one.us));
+    let generation = Generation::of(&stopwatch.tokens_beside_reads().collect::<Vec<_>>());
     let us: f64 = kernels.iter().map(|kernel| kernel.us).sum();
-    let steps = stopwatch.steps;
+    let steps = stopwatch.passes() as u64;
     let step_us = us / steps.max(1) as f64;
     let hardware = session.hardware_text();
-    let report = Report { workload, hardware, peak, peak_samples, steps, step_us, kernels };
+    let report = Report { workload, hardware, peak, peak_samples, steps, step_us, generation, kernels };
     if arguments.has("--json") {
         return print_json(&report, console);
     }
@@ -100,6 +144,7 @@ fn walk(
     workload: &Workload,
     ids: &[u32],
     stopwatch: &mut Stopwatch<'_>,
+    reading: Option<&Reading>,
 ) -> Result<(), Failure> {
     let (before, after) = ids.split_at(workload.depth);
     session.rewind(0);
@@ -111,86 +156,18 @@ fn walk(
         session.prefill_observed(chunk, stopwatch)?;
     }
     session.rewind(workload.depth);
+    let read = |session: &mut Session| reading.map(|reading| session.read_beside(reading)).transpose();
+    let mut before = read(session)?;
     for &token in &after[..workload.generate] {
         stopwatch.start(session.position(), 1);
         session.prefill_observed(&[token], stopwatch)?;
+        let behind = read(session)?;
+        if let (Some(before), Some(behind)) = (before, behind) {
+            stopwatch.stand_beside(f64::midpoint(before, behind));
+        }
+        before = behind;
     }
     Ok(())
-}
-
-/// Sums time, bytes and operations of every kernel.
-struct Stopwatch<'a> {
-    lists: &'a StepLists,
-    /// Calls, seconds, bytes, operations; as many as there are kernels.
-    totals: Vec<Total>,
-    last: Instant,
-    steps: u64,
-    rows: u64,
-    /// `Σ (position + 1)` over the rows.
-    positions: u64,
-}
-
-#[derive(Clone, Copy, Default)]
-struct Total {
-    calls: u64,
-    seconds: f64,
-    bytes: u64,
-    operations: u64,
-}
-
-impl<'a> Stopwatch<'a> {
-    fn new(lists: &'a StepLists) -> Self {
-        let totals = vec![Total::default(); lists.kernels.len()];
-        Self { lists, totals, last: Instant::now(), steps: 0, rows: 0, positions: 0 }
-    }
-
-    /// Before the steps of `rows` rows that begin at `position`.
-    fn start(&mut self, position: usize, rows: usize) {
-        let (position, rows) = (position as u64, rows as u64);
-        self.steps += 1;
-        self.rows = rows;
-        self.positions = rows * (position + 1) + rows * rows.saturating_sub(1) / 2;
-        self.last = Instant::now();
-    }
-
-    fn kernels(&self, peak: &Peak) -> Vec<KernelTime> {
-        let named = self.lists.kernels.iter().zip(&self.totals).filter(|(_, total)| total.calls > 0);
-        let mut kernels: Vec<KernelTime> = named
-            .map(|(kernel, total)| {
-                let read_seconds = total.bytes as f64 / peak.read_bytes_per_s;
-                let compute_seconds = total.operations as f64 / peak.matrix_operations_per_s();
-                KernelTime {
-                    name: kernel.name.clone(),
-                    calls: total.calls,
-                    us: total.seconds * 1e6,
-                    bytes: total.bytes,
-                    operations: total.operations,
-                    share_of_peak: read_seconds.max(compute_seconds) / total.seconds.max(1e-9),
-                }
-            })
-            .collect();
-        kernels.sort_by(|one, other| other.us.total_cmp(&one.us));
-        kernels
-    }
-}
-
-impl Observer for Stopwatch<'_> {
-    fn after_step(&mut self, list: usize, step: usize, seconds: Option<f64>) {
-        let seconds = seconds.unwrap_or_else(|| self.last.elapsed().as_secs_f64());
-        let list = &self.lists.lists[list];
-        let is_head = step >= list.body.len();
-        let step = if is_head { &list.head[step - list.body.len()] } else { &list.body[step] };
-        // The head sees one row.
-        let (rows, positions) = if is_head { (1, 0) } else { (self.rows, self.positions) };
-        let cost = &step.cost;
-        let total = &mut self.totals[step.kernel as usize];
-        total.calls += 1;
-        total.seconds += seconds;
-        total.bytes +=
-            cost.fixed_bytes + cost.bytes_per_row * rows + cost.bytes_per_row_and_position * positions;
-        total.operations += cost.operations_per_row * rows + cost.operations_per_row_and_position * positions;
-        self.last = Instant::now();
-    }
 }
 
 fn table(program: &Program, report: &Report, with_peak: bool) -> String {
@@ -217,6 +194,15 @@ fn table(program: &Program, report: &Report, with_peak: bool) -> String {
             }
         }
         text.push('\n');
+    }
+    if let Some(generation) = &report.generation {
+        let _ = writeln!(
+            text,
+            "a token (median): {:.0} µs, {:.1} % of the {:.1} GB/s that were read before and behind it",
+            generation.token_us,
+            100.0 * generation.share_of_read,
+            generation.read_bytes_per_s / 1e9
+        );
     }
     let width = report.kernels.iter().map(|kernel| kernel.name.len()).max().unwrap_or(0).max(6);
     let _ = writeln!(

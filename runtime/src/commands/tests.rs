@@ -292,6 +292,23 @@ fn profile_counts_every_kernel() {
 }
 
 #[test]
+fn tokens_of_a_thorough_profile_stand_between_readings() {
+    let report = run(&["profile", "--peak", "-p", "10", "-n", "3", "--json"], b"").json();
+    let kernels = report["kernels"].as_array().expect("an array");
+    // The readings are no steps of the program.
+    assert_eq!((report["steps"].as_u64(), kernels.len()), (Some(5), 4), "{report}");
+    assert_eq!(report["peak_samples"].as_array().map(Vec::len), Some(2));
+    let generation = &report["generation"];
+    for key in ["read_bytes_per_s", "token_us", "share_of_read"] {
+        assert!(generation[key].as_f64().is_some_and(|value| value > 0.0), "{report}");
+    }
+    let text = output(&["profile", "--peak", "-n", "3"], b"");
+    assert!(text.contains("a token (median): "), "{text}");
+    let without_tokens = run(&["profile", "--peak", "-n", "0", "--json"], b"").json();
+    assert!(without_tokens["generation"].is_null(), "{without_tokens}");
+}
+
+#[test]
 fn self_test_compares_weights_and_logits() {
     let text = output(&["self-test"], b"");
     assert!(text.contains("2 weights are as built") && text.contains("24 logits agree"), "{text}");

@@ -344,14 +344,19 @@ fn old_drivers_and_devices_are_named() {
 #[test]
 fn memory_that_is_not_free_is_said_before_anything_is_loaded() {
     with(|fake| fake.devices[0].free_bytes = 10_000);
-    run(&["run", "-p", "a"]).says(&["10000 bytes", "16512 bytes", "128 bytes of weights", "`nvidia-smi`"]);
+    run(&["run", "-p", "a"]).says(&[
+        "10000 bytes",
+        "17408 bytes",
+        "1024 bytes (1.00 KiB) of weights",
+        "`nvidia-smi`",
+    ]);
     with(|fake| {
         assert_eq!(fake.count("cuModuleLoadDataEx") + fake.count("cuMemAlloc_v2"), 0);
         *fake = Fake::new();
         fake.failing = Some(("cuMemAlloc_v2", 1, 2));
     });
     run(&["run", "-p", "a"]).says(&[
-        "could not reserve 128 bytes for the weights",
+        "could not reserve 1024 bytes for the weights",
         "CUDA_ERROR_OUT_OF_MEMORY (2)",
         "--context",
     ]);

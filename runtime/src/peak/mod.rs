@@ -3,6 +3,7 @@
 //! The measurements are kernels like the compiled ones and run through the same executor on the same
 //! workers, so that the peak contains what every kernel pays: claiming tiles and the barrier.
 
+mod beside;
 mod multiply;
 mod read;
 #[cfg(target_arch = "x86_64")]
@@ -14,6 +15,7 @@ use std::time::Instant;
 use qwen2c_format::{Diagnostic, KernelInfo, Operand, Region, RowAxis, Step, StepCost, StepList, StepLists};
 use serde::Serialize;
 
+pub(crate) use self::beside::{Reading, ReadsBeside};
 use self::multiply::Multiplication;
 use self::read::READS;
 use crate::execute::{Job, ProcessorExecutor};

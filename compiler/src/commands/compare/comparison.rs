@@ -64,7 +64,8 @@ pub(super) struct TestResult {
     pub(super) tokens_per_s: Spread,
     /// Speed over the first entrant's in the same turn.
     pub(super) ratio: Spread,
-    /// Bytes that had to be moved for the measured speed, over what the machine reads; peers tell none.
+    /// Bytes that had to be moved, over what the machine read meanwhile: around each token where the program
+    /// measured that, else at its peak, for the measured speed. Peers tell none.
     pub(super) share_of_read: Option<f64>,
     /// Operations that had to be done for it, over what the machine does in its matrix type.
     pub(super) share_of_matrix: Option<f64>,
@@ -182,12 +183,21 @@ fn test_result(workload: &Workload, phase: Phase, turns: &[Vec<Turn>], entrant: 
     let first = phase_of(turns, 0, phase).map(|measurement| measurement.tokens_per_s);
     let ratios = runs.iter().zip(first).map(|(own, first)| own / first.max(f64::MIN_POSITIVE));
     let tokens = workload.tokens(phase) as f64;
-    let share = |work: fn(&KernelTotals) -> u64, limit: fn(&Peak) -> f64| {
-        let shares = phase_of(turns, entrant, phase).filter_map(|measurement| {
-            let profile = measurement.profile.as_ref()?;
-            let work_per_token = profile.kernels.iter().map(work).sum::<u64>() as f64 / tokens;
-            Some(work_per_token * measurement.tokens_per_s / limit(&profile.peak))
-        });
+    let share = |measurement: &PhaseMeasurement, work: fn(&KernelTotals) -> u64, limit: fn(&Peak) -> f64| {
+        let profile = measurement.profile.as_ref()?;
+        let work_per_token = profile.kernels.iter().map(work).sum::<u64>() as f64 / tokens;
+        Some(work_per_token * measurement.tokens_per_s / limit(&profile.peak))
+    };
+    let share_of_read = |measurement: &PhaseMeasurement| {
+        let beside_reads = measurement.profile.as_ref().and_then(|profile| profile.generation.as_ref());
+        let of_peak = || share(measurement, |kernel| kernel.bytes, |peak| peak.read_bytes_per_s);
+        beside_reads.map(|generation| generation.share_of_read).or_else(of_peak)
+    };
+    let share_of_matrix = |measurement: &PhaseMeasurement| {
+        share(measurement, |kernel| kernel.operations, Peak::matrix_operations_per_s)
+    };
+    let median_of = |share: &dyn Fn(&PhaseMeasurement) -> Option<f64>| {
+        let shares = phase_of(turns, entrant, phase).filter_map(share);
         Spread::of(shares).map(|spread| spread.median)
     };
     Some(TestResult {
@@ -195,8 +205,8 @@ fn test_result(workload: &Workload, phase: Phase, turns: &[Vec<Turn>], entrant: 
         test: workload.test_name(phase),
         tokens_per_s: Spread::of(runs.iter().copied())?,
         ratio: Spread::of(ratios)?,
-        share_of_read: share(|kernel| kernel.bytes, |peak| peak.read_bytes_per_s),
-        share_of_matrix: share(|kernel| kernel.operations, Peak::matrix_operations_per_s),
+        share_of_read: median_of(&share_of_read),
+        share_of_matrix: median_of(&share_of_matrix),
         runs,
     })
 }

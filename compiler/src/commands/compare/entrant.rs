@@ -63,6 +63,15 @@ pub(super) struct Profile {
     pub(super) peak: Peak,
     /// All calls of each kernel.
     pub(super) kernels: Vec<KernelTotals>,
+    /// The tokens generated, each between two readings of weights; none for prompts and devices.
+    pub(super) generation: Option<Generation>,
+}
+
+/// Medians over the tokens generated.
+#[derive(Debug, Deserialize)]
+pub(super) struct Generation {
+    /// The time in which a token's bytes could have been read over the time of its steps.
+    pub(super) share_of_read: f64,
 }
 
 /// The machine's peak, as a program measures it.

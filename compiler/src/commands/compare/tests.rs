@@ -1,5 +1,5 @@
 use super::comparison::{Comparison, Machine};
-use super::entrant::{Description, KernelTotals, Peak, PhaseMeasurement, Profile, Turn};
+use super::entrant::{Description, Generation, KernelTotals, Peak, PhaseMeasurement, Profile, Turn};
 use super::workload::{Phase, Workload};
 use super::{page, table};
 use crate::arguments::CompareArguments;
@@ -33,7 +33,7 @@ fn phase(phase: Phase, tokens_per_s: f64, read: f64, kernels: &[(&str, f64, u64,
         share_of_peak: 0.5,
     });
     let kernels = kernels.collect();
-    PhaseMeasurement { phase, tokens_per_s, profile: Some(Profile { peak, kernels }) }
+    PhaseMeasurement { phase, tokens_per_s, profile: Some(Profile { peak, kernels, generation: None }) }
 }
 
 fn fused(prompt: f64, generation: f64, read: f64) -> Turn {
@@ -83,6 +83,22 @@ fn comparison() -> Comparison {
 #[test]
 fn the_table_has_speeds_with_spread_and_kernels_side_by_side() {
     insta::assert_snapshot!(table::lines(&comparison()).join("\n"));
+}
+
+#[test]
+fn what_was_read_around_the_tokens_goes_before_the_peak() {
+    let turn = |share_of_read| {
+        let mut turn = fused(100.0, 50.0, 28.0);
+        let profile = turn.phases[1].profile.as_mut().expect("a program has one");
+        profile.generation = Some(Generation { share_of_read });
+        vec![turn]
+    };
+    let turns = [turn(0.75), turn(0.5), turn(1.0)];
+    let machine = Machine { processor: String::new() };
+    let described = vec![description("fused", "int8", false)];
+    let comparison = Comparison::new(machine, workload(), described, &turns);
+    let (_, result) = comparison.results(Phase::Generation).next().expect("the first entrant");
+    assert_eq!(result.share_of_read, Some(0.75));
 }
 
 #[test]
