@@ -356,7 +356,7 @@ fn memory_that_is_not_free_is_said_before_anything_is_loaded() {
         fake.failing = Some(("cuMemAlloc_v2", 1, 2));
     });
     run(&["run", "-p", "a"]).says(&[
-        "could not reserve 1024 bytes for the weights",
+        "could not reserve 1024 bytes (1.00 KiB) for the weights",
         "CUDA_ERROR_OUT_OF_MEMORY (2)",
         "--context",
     ]);
