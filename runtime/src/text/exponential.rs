@@ -9,15 +9,30 @@ const LN_2_HIGH: f64 = 0.693_147_180_369_123_8;
 /// ln 2 − [`LN_2_HIGH`].
 const LN_2_LOW: f64 = 1.908_214_929_270_587_7e-10;
 
+/// Adding it to a small number leaves no bits for a fraction: the sum is rounded to an integer, ties to even.
+/// (Processors round in one instruction, but not the oldest that programs run on, for which it is a call.)
+const NO_FRACTION: f64 = (3_u64 << 51) as f64;
+
+/// 1 / n! for n from 0: Taylor's series.
+const SERIES: [f64; 14] = {
+    let (mut series, mut factorial, mut term) = ([1.0; 14], 1.0, 1);
+    while term < series.len() {
+        factorial *= term as f64;
+        series[term] = 1.0 / factorial;
+        term += 1;
+    }
+    series
+};
+
 /// eˣ for x ≤ 0, to about 1e-15 relative; 0 below −700, where the result is of no use as a probability.
 pub(super) fn exponential(x: f64) -> f64 {
     if x <= -700.0 {
         return 0.0;
     }
-    let exponent = (x * std::f64::consts::LOG2_E).round_ties_even();
+    let exponent = (x * std::f64::consts::LOG2_E + NO_FRACTION) - NO_FRACTION;
     let rest = (x - exponent * LN_2_HIGH) - exponent * LN_2_LOW;
-    // Taylor's series: |rest| ≤ ln 2 / 2, so the fourteenth term is below 2⁻⁵⁶.
-    let series = (1..=13).rev().fold(1.0, |sum, term| 1.0 + sum * rest / f64::from(term));
+    // |rest| ≤ ln 2 / 2, so the fifteenth term is below 2⁻⁵⁶.
+    let series = SERIES.iter().rev().fold(0.0, |sum, coefficient| coefficient + sum * rest);
     series * f64::from_bits(((exponent as i64 + 1023) as u64) << 52)
 }
 

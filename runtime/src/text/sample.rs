@@ -32,6 +32,10 @@ impl Default for SamplingOptions {
     }
 }
 
+/// Scores of which only the largest is looked at first: enough to be compared side by side, few enough that
+/// most chunks have none of the largest scores.
+const CHUNK_SCORES: usize = 256;
+
 /// An id that may be chosen.
 #[derive(Clone, Copy, Debug)]
 struct Candidate {
@@ -54,6 +58,8 @@ pub struct Sampler {
     /// One bit per id.
     is_seen: Vec<u64>,
     scores: Vec<f32>,
+    /// The largest score of every [`CHUNK_SCORES`], as [`maximum`] finds it.
+    maxima: Vec<f32>,
     /// Ids of the scores, ascending; empty where the scores are those of all ids.
     ids: Vec<u32>,
     candidates: Vec<Candidate>,
@@ -72,6 +78,7 @@ impl Sampler {
             seen: Vec::with_capacity(vocabulary),
             is_seen: vec![0; vocabulary.div_ceil(64)],
             scores: Vec::with_capacity(vocabulary),
+            maxima: Vec::with_capacity(vocabulary.div_ceil(CHUNK_SCORES)),
             ids: Vec::with_capacity(vocabulary),
             candidates: Vec::with_capacity(if is_greedy { 0 } else { vocabulary }),
         }
@@ -153,32 +160,51 @@ impl Sampler {
     }
 
     /// The place of the largest score, the first of equal ones.
-    fn largest(&self) -> Option<usize> {
-        let mut best: Option<(usize, f32)> = None;
-        for (index, &score) in self.scores.iter().enumerate() {
-            if score > best.map_or(f32::NEG_INFINITY, |(_, best)| best) {
-                best = Some((index, score));
-            }
+    fn largest(&mut self) -> Option<usize> {
+        self.maxima.clear();
+        self.maxima.extend(self.scores.chunks(CHUNK_SCORES).map(maximum));
+        let largest = maximum(&self.maxima);
+        if largest == f32::NEG_INFINITY {
+            return None;
         }
-        best.map(|(index, _)| index)
+        let first = CHUNK_SCORES * self.maxima.iter().position(|&score| score == largest)?;
+        Some(first + self.scores[first..].iter().position(|&score| score == largest)?)
     }
 
-    /// A random id by temperature, top-k and top-p; `maximum` is the largest score.
-    fn draw(&mut self, maximum: f32) -> Option<u32> {
+    /// A score that top-k surely reaches: k chunks have one as large.
+    fn least_of_top_k(&mut self) -> f32 {
+        match self.options.top_k as usize {
+            k if 0 < k && k <= self.maxima.len() => {
+                let (_, kth, _) = self.maxima.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
+                *kth
+            }
+            _ => f32::NEG_INFINITY,
+        }
+    }
+
+    /// A random id by temperature, top-k and top-p; `largest` is the largest score.
+    fn draw(&mut self, largest: f32) -> Option<u32> {
         let temperature = f64::from(self.options.temperature);
         self.candidates.clear();
-        for (index, &score) in self.scores.iter().enumerate() {
-            if score > f32::NEG_INFINITY {
-                self.candidates.push(Candidate { score, id: id_of(&self.ids, index), weight: 0.0 });
+        // The smallest number is above −∞, which is never drawn.
+        let least = self.least_of_top_k().max(f32::MIN);
+        for (chunk, first) in self.scores.chunks(CHUNK_SCORES).zip((0..).step_by(CHUNK_SCORES)) {
+            if maximum(chunk) < least {
+                continue;
+            }
+            for (index, &score) in (first..).zip(chunk) {
+                if score >= least {
+                    self.candidates.push(Candidate { score, id: id_of(&self.ids, index), weight: 0.0 });
+                }
             }
         }
         self.keep_top_k();
         for candidate in &mut self.candidates {
             // Equal infinite scores have no difference.
-            candidate.weight = if candidate.score == maximum {
+            candidate.weight = if candidate.score == largest {
                 1.0
             } else {
-                exponential((f64::from(candidate.score) - f64::from(maximum)) / temperature)
+                exponential((f64::from(candidate.score) - f64::from(largest)) / temperature)
             };
         }
         self.keep_top_p();
@@ -232,6 +258,20 @@ impl Sampler {
         }
         self.candidates.truncate(kept);
     }
+}
+
+/// The largest of `scores` that is a number; −∞ where there is none. Lanes side by side, because 150 000
+/// comparisons one by one would take as long as a layer.
+fn maximum(scores: &[f32]) -> f32 {
+    let larger = |one: f32, other: f32| if other > one { other } else { one };
+    let (vectors, rest) = scores.as_chunks::<16>();
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    for vector in vectors {
+        for (lane, &score) in lanes.iter_mut().zip(vector) {
+            *lane = larger(*lane, score);
+        }
+    }
+    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger)
 }
 
 /// The id of the score at a place.
@@ -348,13 +388,37 @@ mod tests {
     }
 
     #[test]
+    fn looking_at_the_largest_of_chunks_first_does_not_change_top_k() {
+        let mut random = Random::new(11);
+        // Quarters, so that many are equal, in chunks of which some have no number at all.
+        let logit = |random: &mut Random| (random.next_fraction() * 80.0).round() as f32 / 4.0;
+        let mut logits: Vec<f32> = (0..20_000).map(|_| logit(&mut random)).collect();
+        logits[300..800].fill(f32::NAN);
+        logits[5000..6000].fill(f32::NEG_INFINITY);
+        logits[12_345] = f32::INFINITY;
+        let mut order: Vec<usize> = (0..logits.len()).filter(|&id| logits[id] > f32::NEG_INFINITY).collect();
+        order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+        for k in [1, 2, 20, 70, 79, 80, 1000, 18_500, 30_000] {
+            let mut sampler = Sampler::new(sampling(1.0, k, 1.0), logits.len(), logits.len());
+            sampler.sample(&logits).unwrap();
+            let kth = logits[order[order.len().min(k as usize) - 1]];
+            let mut found: Vec<usize> = sampler.candidates.iter().map(|kept| kept.id as usize).collect();
+            let mut kept: Vec<usize> = order.iter().copied().filter(|&id| logits[id] >= kth).collect();
+            found.sort_unstable();
+            kept.sort_unstable();
+            assert_eq!(found, kept, "top {k}");
+        }
+    }
+
+    #[test]
     fn a_seed_gives_the_same_tokens_without_growing_a_buffer() {
         let logits: Vec<f32> = (0..1000).map(|id| (id * 37 % 101) as f32 / 10.0).collect();
         let options = SamplingOptions { seed: 5, repetition_penalty: 1.1, ..sampling(0.9, 40, 0.95) };
         let run = || {
             let mut sampler = Sampler::new(options, 1000, 1000);
             let capacities = |sampler: &Sampler| {
-                (sampler.seen.capacity(), sampler.scores.capacity(), sampler.candidates.capacity())
+                let Sampler { seen, scores, maxima, candidates, .. } = sampler;
+                (seen.capacity(), scores.capacity(), maxima.capacity(), candidates.capacity())
             };
             let before = capacities(&sampler);
             let ids: Vec<u32> = (0..200).filter_map(|_| sampler.sample(&logits)).collect();
