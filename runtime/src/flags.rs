@@ -98,7 +98,7 @@ pub(crate) const FLAGS: &[Flag] = &[
     valued("-r", "N", "repetitions (default 5)", &[Command::Bench]),
     switch(
         "--peak",
-        "show the machine's peak, measured thoroughly (a GPU's follows from its clocks)",
+        "measure the machine's peak thoroughly, and what it reads around each token",
         &[Command::Profile],
     ),
     switch("--startup", "show where the time from exec to the first token goes", &[Command::Profile]),

@@ -99,12 +99,16 @@ pub(super) fn profile(
     };
     let mut peak_samples: Vec<Peak> = measure(&hardware)?.into_iter().collect();
     let (mut session, reading) = match (&hardware, peak_samples.first()) {
-        (Hardware::Processor(placement), Some(peak)) if is_thorough => {
+        (Hardware::Processor(placement), Some(peak)) if is_thorough && workload.generate > 0 => {
             program.start_beside_reads(placement, peak)?
         }
         _ => (program.start(&hardware)?, None),
     };
     peak_samples.extend(session.device().map(|device| cuda::peak(device.facts())));
+    if let Some(reading) = &reading {
+        // The first reading may bring weights from the disk.
+        session.read_beside(reading)?;
+    }
     let new_stopwatch = || Stopwatch::new(program.lists(), Instant::now());
     walk(&mut session, &workload, &ids, &mut new_stopwatch(), None)?;
     let mut stopwatch = new_stopwatch();

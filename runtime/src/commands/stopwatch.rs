@@ -139,8 +139,60 @@ impl Observer for Stopwatch<'_> {
     }
 }
 
-/// The middle one of `values`, of which there is at least one.
+/// The middle of `values`, of which there is at least one.
 pub(super) fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    f64::midpoint(values[(values.len() - 1) / 2], values[values.len() / 2])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    fn peak() -> Peak {
+        Peak {
+            read_bytes_per_s: 1000.0,
+            operations_per_s: f64::INFINITY,
+            bf16_operations_per_s: None,
+            int8_operations_per_s: None,
+            threads: 1,
+            best_read: "",
+        }
+    }
+
+    /// A kernel's step of the testing program moves 100 bytes, 10 for its row and 1 for each position.
+    #[test]
+    fn shares_are_those_of_what_was_read_around_each_token() {
+        let lists = testing::lists();
+        let mut stopwatch = Stopwatch::new(&lists, Instant::now());
+        for (position, read_bytes_per_s) in [(1, 112.0), (1, 224.0), (1, 448.0), (1, 56.0)] {
+            stopwatch.start(position, 1);
+            stopwatch.after_step(0, 0, Some(2.0));
+            stopwatch.stand_beside(read_bytes_per_s);
+        }
+        let (name, total, share) = stopwatch.kernels(&peak()).next().expect("one was called");
+        assert_eq!((name, total.calls, total.bytes, total.seconds), ("write_cache", 4, 4 * 112, 8.0));
+        // Shares of 1/2, 1/4, 1/8 and 1.
+        assert_eq!(share, 0.375);
+        let tokens: Vec<f64> = stopwatch.tokens_beside_reads().map(|token| token.share_of_read).collect();
+        assert_eq!(tokens, [0.5, 0.25, 0.125, 1.0]);
+    }
+
+    #[test]
+    fn without_readings_the_peak_counts() {
+        let lists = testing::lists();
+        let mut stopwatch = Stopwatch::new(&lists, Instant::now());
+        stopwatch.start(0, 1);
+        stopwatch.after_step(0, 0, Some(1.11));
+        let (_, _, share) = stopwatch.kernels(&peak()).next().expect("one was called");
+        assert!((share - 0.1).abs() < 1e-12, "{share}");
+        assert_eq!((stopwatch.tokens_beside_reads().count(), stopwatch.passes()), (0, 1));
+    }
+
+    #[test]
+    fn the_middle_of_an_even_number_lies_between_two() {
+        assert_eq!(median(&mut [4.0, 1.0, 2.0, 8.0]), 3.0);
+        assert_eq!(median(&mut [4.0, 1.0, 2.0]), 2.0);
+    }
 }

@@ -1,7 +1,8 @@
 //! The read rate beside a program's own steps: its workers read its weights the best way, between two tokens.
 //!
 //! On a machine that others use as well, the rate of a second ago says little about a token: it was seen to
-//! double and to halve within a minute. So each token stands between two readings.
+//! double and to halve within a minute. So each token stands between two readings. They leave nothing of the
+//! token before in the caches, and so the token gains nothing from them.
 
 use qwen2c_format::{Operand, Region, RowAxis, Step, StepCost, StepList, StepLists};
 
@@ -10,8 +11,10 @@ use super::read::{self, READS};
 use crate::execute::Job;
 use crate::kernel::KernelEntry;
 
-/// A reading takes at most this much of the weights, far more than caches hold.
+/// A reading takes at most this much of the weights: more than the caches of most machines.
 const MOST_BYTES: u64 = 256 << 20;
+/// Of fewer weights too many would come from caches. (Tests have programs of few bytes.)
+const LEAST_BYTES: u64 = if cfg!(test) { read::TILE_BYTES as u64 } else { 32 << 20 };
 
 /// A program's step lists and one list more, which reads weights.
 pub(crate) struct ReadsBeside {
@@ -44,13 +47,13 @@ impl ReadsBeside {
         arena_bytes: u64,
         peak: &Peak,
     ) -> Option<Self> {
-        let tiles = weights_bytes.min(MOST_BYTES) / read::TILE_BYTES as u64;
-        let way = READS.iter().find(|read| read.name == peak.best_read)?;
-        if tiles == 0 {
+        if weights_bytes < LEAST_BYTES {
             return None;
         }
+        let tiles = weights_bytes.min(MOST_BYTES) / read::TILE_BYTES as u64;
+        let way = READS.iter().find(|read| read.name == peak.best_read)?;
         let bytes = tiles * read::TILE_BYTES as u64;
-        let results_at = arena_bytes.next_multiple_of(64);
+        let results_at = arena_bytes.checked_next_multiple_of(64)?;
         let results = Operand { region: Region::Arena, offset: results_at, bytes: 64 * tiles };
         let step = Step {
             kernel: kernels.len() as u32,
@@ -71,7 +74,46 @@ impl ReadsBeside {
         let (mut lists, mut kernels) = (lists.clone(), kernels.to_vec());
         lists.lists.push(list);
         kernels.push(KernelEntry { tiles: read::tile_count, body: way.body });
-        let arena_bytes = results_at + results.bytes;
+        let arena_bytes = results_at.checked_add(results.bytes)?;
         Some(Self { lists, kernels, arena_bytes, reading: Reading { job, bytes } })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    fn beside(weights_bytes: u64, arena_bytes: u64, best_read: &'static str) -> Option<ReadsBeside> {
+        let peak = Peak {
+            read_bytes_per_s: 1.0,
+            operations_per_s: 1.0,
+            bf16_operations_per_s: None,
+            int8_operations_per_s: None,
+            threads: 1,
+            best_read,
+        };
+        ReadsBeside::new(&testing::lists(), &testing::KERNELS, weights_bytes, arena_bytes, &peak)
+    }
+
+    #[test]
+    fn a_reading_is_one_more_list_behind_the_arena() {
+        let tile = read::TILE_BYTES as u64;
+        let reads = beside(3 * tile + 7, 100, READS[1].name).expect("there is enough to read");
+        let list = reads.lists.lists.last().expect("it was added");
+        assert_eq!(reads.reading.job.list, reads.lists.lists.len() - 1);
+        assert_eq!((reads.reading.bytes, reads.reading.job.rows, list.max_rows), (3 * tile, 3, 3));
+        assert_eq!(list.body[0].kernel as usize, testing::KERNELS.len());
+        assert_eq!((list.body[0].operands[1].offset, reads.arena_bytes), (128, 128 + 3 * 64));
+        let reads = beside(1 << 40, 0, READS[0].name).expect("there is enough to read");
+        assert_eq!(reads.reading.bytes, MOST_BYTES);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_left_apart() {
+        assert!(beside(0, 100, READS[0].name).is_none());
+        assert!(beside(LEAST_BYTES - 1, 100, READS[0].name).is_none());
+        assert!(beside(LEAST_BYTES, u64::MAX - 3, READS[0].name).is_none());
+        assert!(beside(LEAST_BYTES, 100, "a way that there is not").is_none());
     }
 }

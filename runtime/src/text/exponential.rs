@@ -10,7 +10,8 @@ const LN_2_HIGH: f64 = 0.693_147_180_369_123_8;
 const LN_2_LOW: f64 = 1.908_214_929_270_587_7e-10;
 
 /// Adding it to a small number leaves no bits for a fraction: the sum is rounded to an integer, ties to even.
-/// (Processors round in one instruction, but not the oldest that programs run on, for which it is a call.)
+/// (An instruction rounds too, but the runtime is compiled for all processors of its kind, of which not all
+/// have it, and then it is a call.)
 const NO_FRACTION: f64 = (3_u64 << 51) as f64;
 
 /// 1 / n! for n from 0: Taylor's series.

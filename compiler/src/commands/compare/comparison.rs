@@ -64,8 +64,8 @@ pub(super) struct TestResult {
     pub(super) tokens_per_s: Spread,
     /// Speed over the first entrant's in the same turn.
     pub(super) ratio: Spread,
-    /// Bytes that had to be moved, over what the machine read meanwhile: around each token where the program
-    /// measured that, else at its peak, for the measured speed. Peers tell none.
+    /// Bytes that had to be moved, over what the machine reads. Where the program measured that around each
+    /// token, of the time of the token's steps; else of the measured speed and the peak. Peers tell none.
     pub(super) share_of_read: Option<f64>,
     /// Operations that had to be done for it, over what the machine does in its matrix type.
     pub(super) share_of_matrix: Option<f64>,

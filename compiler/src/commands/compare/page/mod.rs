@@ -48,7 +48,8 @@ const ROOFLINE_TEXT: &str = "Each mark is a kernel of a program; its area is its
     The distance from a mark up to the roof is what is left to win. \
     Kernels that take less than a thousandth of the time are left out.";
 
-const KERNEL_TEXT: &str = "Behind each bar: the share of the machine's peak, measured before and after. \
+const KERNEL_TEXT: &str = "Behind each bar: the share of the machine's peak, measured before and after; \
+    of generated tokens, the share of what was read around each. \
     Kernels that take less than a hundredth of the longest one's time are in the tables below.";
 
 /// `qwen2-0.5b: p05-int4, p05-int8, llama.cpp Q4_0`.
