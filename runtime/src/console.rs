@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 
 use qwen2c_format::Diagnostic;
 
-use crate::session::SessionError;
+use crate::session_error::SessionError;
 
 /// Why a command does not end well, or not as usual.
 #[derive(Debug)]

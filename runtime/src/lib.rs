@@ -34,6 +34,7 @@ mod processor;
 mod program;
 mod safetensors;
 mod session;
+mod session_error;
 mod speech;
 #[cfg(test)]
 mod testing;
@@ -52,7 +53,8 @@ pub use hardware::Hardware;
 pub use kernel::{BodyFunction, KernelEntry, TilesFunction};
 pub use processor::Placement;
 pub use program::Program;
-pub use session::{Session, SessionError};
+pub use session::Session;
+pub use session_error::SessionError;
 
 /// The whole program: reads the command line and returns the exit code (0 done, 1 the input cannot be
 /// served, 2 usage, 130 Ctrl-C).
