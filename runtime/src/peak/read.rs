@@ -1,5 +1,4 @@
-//! Reading memory in several streams, the way that the fastest kernels read their weights: as many pieces as
-//! there are streams lie far apart, and consecutive tiles go through each of them from front to back.
+//! Reading memory in several streams, the way that the fastest kernels read their weights.
 
 use crate::kernel::BodyFunction;
 
@@ -40,23 +39,22 @@ pub(super) unsafe extern "C" fn fill_tile(operands: *const *mut u8, _rows: i64, 
     bytes.fill(tile as u8 | 1);
 }
 
-/// Reads a tile, its share of each piece side by side, each prefetched some way ahead, or not where that is 0.
+/// Reads a tile in several streams side by side, each prefetched some way ahead, or not where that is 0.
 unsafe extern "C" fn read_tile<const STREAMS: usize, const AHEAD_BYTES: usize>(
     operands: *const *mut u8,
-    rows: i64,
+    _rows: i64,
     tile: i64,
 ) {
     /// Words of a cache line.
     const WORDS: usize = 8;
-    let (tiles, tile) = (rows as usize, tile as usize);
     // SAFETY: the first operand is the buffer, which has `rows` tiles and is not written meanwhile.
-    let words = unsafe { std::slice::from_raw_parts((*operands).cast::<u64>(), tiles * TILE_BYTES / 8) };
-    let stream_words = TILE_BYTES / 8 / STREAMS;
-    let streams: [&[u64]; STREAMS] =
-        std::array::from_fn(|piece| &words[(piece * tiles + tile) * stream_words..][..stream_words]);
+    let words = unsafe {
+        std::slice::from_raw_parts((*operands).add(tile as usize * TILE_BYTES).cast::<u64>(), TILE_BYTES / 8)
+    };
+    let stream_words = words.len() / STREAMS;
     let mut sums = [0_u64; WORDS];
     for line in (0..stream_words).step_by(WORDS) {
-        for stream in streams {
+        for stream in words.chunks_exact(stream_words) {
             if AHEAD_BYTES > 0 {
                 prefetch(stream.as_ptr().wrapping_add(line).wrapping_byte_add(AHEAD_BYTES));
             }
@@ -67,7 +65,7 @@ unsafe extern "C" fn read_tile<const STREAMS: usize, const AHEAD_BYTES: usize>(
     }
     let sum = sums.iter().fold(0_u64, |one, &other| one.wrapping_add(other));
     // SAFETY: the second operand holds 64 bytes for every tile.
-    unsafe { (*operands.add(1)).add(64 * tile).cast::<u64>().write(sum) };
+    unsafe { (*operands.add(1)).add(64 * tile as usize).cast::<u64>().write(sum) };
 }
 
 #[cfg(target_arch = "x86_64")]
