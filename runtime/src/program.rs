@@ -114,16 +114,16 @@ impl Program {
         self.start_lists(hardware, 0, &self.file.lists.prompts(), None)
     }
 
-    /// As [`Program::start`], with a list more that reads weights; none where they are too few to tell a rate.
+    /// As [`Program::start`] on a processor, with a list more that reads weights; none where they are too few
+    /// to tell a rate.
     pub(crate) fn start_beside_reads(
         &self,
-        placement: &Placement,
+        hardware: &Hardware,
         peak: &Peak,
     ) -> Result<(Session, Option<Reading>), Diagnostic> {
         let (weights_bytes, arena_bytes) = (self.file.locator.weights_bytes, self.file.manifest.arena_bytes);
         let reads = ReadsBeside::new(&self.file.lists, &self.kernels, weights_bytes, arena_bytes, peak);
-        let hardware = Hardware::Processor(placement.clone());
-        let session = self.start_lists(&hardware, 0, &self.file.lists.prompts(), reads.as_ref())?;
+        let session = self.start_lists(hardware, 0, &self.file.lists.prompts(), reads.as_ref())?;
         Ok((session, reads.map(|reads| reads.reading)))
     }
 
@@ -172,15 +172,10 @@ impl Program {
         processor::request_matrix_unit(&manifest.required_features)?;
         check_memory(manifest, machine::memory_bytes())?;
         let weights = Arc::clone(&self.weights);
-        match reads {
-            None => {
-                let lists = &self.file.lists;
-                ProcessorExecutor::start(lists, &self.kernels, weights, manifest.arena_bytes, placement)
-            }
-            Some(ReadsBeside { lists, kernels, arena_bytes, .. }) => {
-                ProcessorExecutor::start(lists, kernels, weights, *arena_bytes, placement)
-            }
-        }
+        let own = (&self.file.lists, &self.kernels[..], manifest.arena_bytes);
+        let (lists, kernels, arena_bytes) =
+            reads.map_or(own, |reads| (&reads.lists, &reads.kernels[..], reads.arena_bytes));
+        ProcessorExecutor::start(lists, kernels, weights, arena_bytes, placement)
     }
 
     /// Compares every weight's bytes with the hash taken at build, in file order.

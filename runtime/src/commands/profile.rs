@@ -99,8 +99,8 @@ pub(super) fn profile(
     };
     let mut peak_samples: Vec<Peak> = measure(&hardware)?.into_iter().collect();
     let (mut session, reading) = match (&hardware, peak_samples.first()) {
-        (Hardware::Processor(placement), Some(peak)) if is_thorough && workload.generate > 0 => {
-            program.start_beside_reads(placement, peak)?
+        (Hardware::Processor(_), Some(peak)) if is_thorough && workload.generate > 0 => {
+            program.start_beside_reads(&hardware, peak)?
         }
         _ => (program.start(&hardware)?, None),
     };

@@ -1,8 +1,8 @@
 //! The read rate beside a program's own steps: its workers read its weights the best way, between two tokens.
 //!
 //! On a machine that others use as well, the rate of a second ago says little about a token: it was seen to
-//! double and to halve within a minute. So each token stands between two readings. They leave nothing of the
-//! token before in the caches, and so the token gains nothing from them.
+//! double and to halve within a minute. So each token stands between two readings. What the token before left
+//! in the caches, keys and values too, they displace: times are of caches that are cold.
 
 use qwen2c_format::{Operand, Region, RowAxis, Step, StepCost, StepList, StepLists};
 
@@ -14,7 +14,7 @@ use crate::kernel::KernelEntry;
 /// A reading takes at most this much of the weights: more than the caches of most machines.
 const MOST_BYTES: u64 = 256 << 20;
 /// Of fewer weights too many would come from caches. (Tests have programs of few bytes.)
-const LEAST_BYTES: u64 = if cfg!(test) { read::TILE_BYTES as u64 } else { 32 << 20 };
+const LEAST_BYTES: u64 = if cfg!(test) { read::TILE_BYTES as u64 } else { 64 << 20 };
 
 /// A program's step lists and one list more, which reads weights.
 pub(crate) struct ReadsBeside {

@@ -139,8 +139,7 @@ fn fill_quantized_panel(
             for (index, (dwords, out)) in of_chunks.enumerate() {
                 let first = first + index * chunk_inputs;
                 let inputs = chunk_inputs.min(columns - first) as u64;
-                let dwords_at = chunks.groups(inputs).next().expect("a chunk has a group").dwords_at_bytes;
-                scatter::<4>(dwords, lanes, lane, &mut out[dwords_at as usize..]);
+                scatter::<4>(dwords, lanes, lane, &mut out[chunks.scalings_bytes(inputs) as usize..]);
                 for (place, group) in chunks.groups(inputs).zip(lane * groups + first / group..) {
                     let scale_bytes = quantization.scale.bytes() as usize;
                     let mut put = |at_bytes: u64, scaling: f32| {
