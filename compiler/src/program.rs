@@ -82,6 +82,7 @@ fn step(step: &PlannedStep) -> Step {
             schedule::RowAxis::LogitRows => RowAxis::LogitRows,
         },
         operands: step.operands.iter().map(operand).collect(),
+        joins_previous: step.joins_previous,
         cost: step_cost(&step.cost),
     }
 }

@@ -24,6 +24,7 @@ pub struct KernelEntry {
 pub(crate) struct BoundStep {
     kernel: KernelEntry,
     row_axis: RowAxis,
+    joins_previous: bool,
     operands: Box<[*mut u8]>,
 }
 
@@ -54,7 +55,7 @@ impl BoundStep {
             region.address(operand.offset, operand.bytes)
         };
         let operands = step.operands.iter().map(address).collect::<Option<_>>()?;
-        Some(Self { kernel, row_axis: step.row_axis, operands })
+        Some(Self { kernel, row_axis: step.row_axis, joins_previous: step.joins_previous, operands })
     }
 
     /// Which of the two counts of rows the kernel gets.
@@ -63,6 +64,11 @@ impl BoundStep {
             RowAxis::Rows => rows,
             RowAxis::LogitRows => logit_rows,
         })
+    }
+
+    /// Whether workers need not meet between the step before and this one.
+    pub(crate) fn joins_previous(&self) -> bool {
+        self.joins_previous
     }
 
     /// Tiles of this step for so many rows, which must not exceed the list's.

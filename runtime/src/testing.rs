@@ -164,6 +164,7 @@ pub(crate) fn lists() -> StepLists {
         layer: None,
         row_axis,
         operands: operands.to_vec(),
+        joins_previous: false,
         cost,
     };
     let list = |name: &str, max_rows, max_logit_rows| StepList {

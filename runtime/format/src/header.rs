@@ -18,7 +18,7 @@ use crate::ProgramError;
 use crate::codec::{ByteReader, ByteWriter};
 
 /// Version of everything behind the ELF image and of the kernel calls. A runtime reads its own alone.
-pub const FORMAT_VERSION: u32 = 4;
+pub const FORMAT_VERSION: u32 = 5;
 
 /// Bytes of the header.
 pub(crate) const HEADER_BYTES: usize = 320;

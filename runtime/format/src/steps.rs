@@ -55,6 +55,9 @@ pub struct Step {
     pub row_axis: RowAxis,
     /// Pointers in the order of the request: inputs, weights, caches, outputs, workspace.
     pub operands: Vec<Operand>,
+    /// The step does not wait for the one before it: workers need not meet between them. What runs steps one
+    /// after another computes the same.
+    pub joins_previous: bool,
     /// What the step moves and computes.
     pub cost: StepCost,
 }

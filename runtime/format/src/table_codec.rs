@@ -12,8 +12,9 @@ const KERNEL_LEAST_BYTES: usize = 4 + 4;
 const LAUNCH_LEAST_BYTES: usize = 4 + 4 * 4;
 /// Bytes of an encoded operand.
 const OPERAND_BYTES: usize = 1 + 8 + 8;
-/// Fewest bytes of an encoded step: kernel, layer tag, row axis, operand count, cost.
-const STEP_LEAST_BYTES: usize = 4 + 1 + 1 + 4 + 5 * 8;
+/// Fewest bytes of an encoded step: kernel, layer tag, row axis, relation to the step before, operand count,
+/// cost.
+const STEP_LEAST_BYTES: usize = 4 + 1 + 1 + 1 + 4 + 5 * 8;
 /// Fewest bytes of an encoded list: name, two row counts, two step counts.
 const LIST_LEAST_BYTES: usize = 4 + 4 + 4 + 4 + 4;
 /// Fewest bytes of an encoded weight: three texts, offset, bytes, hash.
@@ -124,6 +125,7 @@ fn encode_step(writer: &mut ByteWriter, step: &Step) {
         RowAxis::Rows => 0,
         RowAxis::LogitRows => 1,
     });
+    writer.u8(u8::from(step.joins_previous));
     writer.count(step.operands.len());
     for operand in &step.operands {
         writer.u8(match operand.region {
@@ -159,6 +161,11 @@ fn decode_step(reader: &mut ByteReader<'_>) -> Result<Step, DecodeError> {
         1 => RowAxis::LogitRows,
         tag => return Err(reader.error(format!("unknown row axis {tag}"))),
     };
+    let joins_previous = match reader.u8()? {
+        0 => false,
+        1 => true,
+        tag => return Err(reader.error(format!("unknown relation {tag} to the step before"))),
+    };
     let operands = reader.vector(OPERAND_BYTES, |reader| {
         let region = match reader.u8()? {
             0 => Region::Arena,
@@ -174,7 +181,7 @@ fn decode_step(reader: &mut ByteReader<'_>) -> Result<Step, DecodeError> {
         operations_per_row: reader.u64()?,
         operations_per_row_and_position: reader.u64()?,
     };
-    Ok(Step { kernel, layer, row_axis, operands, cost })
+    Ok(Step { kernel, layer, row_axis, operands, joins_previous, cost })
 }
 
 impl WeightTable {

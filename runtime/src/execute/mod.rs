@@ -24,12 +24,13 @@ pub(crate) struct Job {
 
 /// Is told when a step is done; `()` is not interested, and costs nothing.
 pub(crate) trait Observer {
-    /// Whether it wants to be told: a device then works step by step.
+    /// Whether it wants to be told: steps that could run together then run one after another.
     fn is_interested(&self) -> bool {
         true
     }
 
-    /// Called behind each step, by worker 0 behind the barrier that ends it. A device measures itself how
+    /// Called behind each step, by worker 0 behind the barrier that ends it; where steps of a phase run
+    /// together, because nobody is interested, behind the last of them. A device measures itself how
     /// many `seconds` a step took, and tells when all steps of the job are done.
     fn after_step(&mut self, list: usize, step: usize, seconds: Option<f64>);
 }

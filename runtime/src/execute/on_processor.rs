@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use qwen2c_format::{Diagnostic, StepLists};
 
@@ -28,6 +28,8 @@ struct Machinery {
     end_step: AtomicU32,
     rows: AtomicU32,
     logit_rows: AtomicU32,
+    /// Whether steps of a phase run one after another all the same, so that each can be timed.
+    meets_behind_each_step: AtomicBool,
     arena: Mapping,
     /// Held because the steps point into it.
     _weights: Arc<Mapping>,
@@ -41,15 +43,34 @@ impl Machinery {
         let logit_rows = self.logit_rows.load(Ordering::Relaxed);
         let first = self.first_step.load(Ordering::Relaxed) as usize;
         let end = self.end_step.load(Ordering::Relaxed) as usize;
-        for (step, index) in self.lists[list].steps[first..end].iter().zip(first..) {
-            let rows = step.rows(rows, logit_rows);
-            let tiles = step.tiles(rows);
+        let meets_behind_each_step = self.meets_behind_each_step.load(Ordering::Relaxed);
+        let mut done = first;
+        for phase in self.lists[list].steps[first..end]
+            .chunk_by(|_, step| step.joins_previous() && !meets_behind_each_step)
+        {
+            let tiles = phase.iter().map(|step| step.tiles(step.rows(rows, logit_rows))).sum();
             for tile in rendezvous.claim(worker, tiles) {
-                step.compute(rows, tile);
+                compute_tile_of_phase(phase, rows, logit_rows, tile);
             }
             rendezvous.barrier();
-            observer.after_step(list, index, None);
+            done += phase.len();
+            observer.after_step(list, done - 1, None);
         }
+    }
+}
+
+/// Computes a tile of steps that run together: the tiles of the first come first, then those of the next.
+fn compute_tile_of_phase(phase: &[BoundStep], rows: u32, logit_rows: u32, mut tile: i64) {
+    if let [step] = phase {
+        return step.compute(step.rows(rows, logit_rows), tile);
+    }
+    for step in phase {
+        let rows = step.rows(rows, logit_rows);
+        let tiles = step.tiles(rows);
+        if tile < tiles {
+            return step.compute(rows, tile);
+        }
+        tile -= tiles;
     }
 }
 
@@ -99,6 +120,7 @@ impl ProcessorExecutor {
             end_step: AtomicU32::new(0),
             rows: AtomicU32::new(0),
             logit_rows: AtomicU32::new(0),
+            meets_behind_each_step: AtomicBool::new(false),
             arena,
             _weights: weights,
         });
@@ -141,6 +163,7 @@ impl ProcessorExecutor {
         machinery.end_step.store(job.steps.end as u32, Ordering::Relaxed);
         machinery.rows.store(job.rows, Ordering::Relaxed);
         machinery.logit_rows.store(job.logit_rows, Ordering::Relaxed);
+        machinery.meets_behind_each_step.store(observer.is_interested(), Ordering::Relaxed);
         self.crew.run(|rendezvous| machinery.walk(rendezvous, 0, observer));
     }
 
@@ -165,6 +188,15 @@ mod tests {
 
     const CELLS: usize = 8;
 
+    /// The steps behind which an observer was called.
+    struct Seen(Vec<usize>);
+
+    impl Observer for Seen {
+        fn after_step(&mut self, _list: usize, step: usize, _seconds: Option<f64>) {
+            self.0.push(step);
+        }
+    }
+
     unsafe extern "C" fn one_tile_a_cell(_operands: *const *mut u8, _rows: i64) -> i64 {
         CELLS as i64
     }
@@ -184,18 +216,27 @@ mod tests {
         }
     }
 
-    /// A list whose steps write to and fro between two rows of cells.
-    fn executor(placement: &Placement, steps: usize) -> ProcessorExecutor {
-        let row =
-            |index: usize| Operand { region: Region::Arena, offset: 64 * (index as u64 % 2), bytes: 32 };
-        let step = |index: usize| Step {
-            // Every fifth step has no tiles.
-            kernel: u32::from(index % 5 == 4),
+    /// A step that mixes one row of cells into another.
+    fn step(kernel: u32, from: usize, to: usize, joins_previous: bool) -> Step {
+        let row = |index: usize| Operand { region: Region::Arena, offset: 64 * index as u64, bytes: 32 };
+        Step {
+            kernel,
             layer: None,
             row_axis: RowAxis::Rows,
-            operands: vec![row(index), row(index + 1)],
+            operands: vec![row(from), row(to)],
+            joins_previous,
             cost: StepCost::default(),
-        };
+        }
+    }
+
+    /// A list whose steps write to and fro between two rows of cells. Every fifth has no tiles.
+    fn executor(placement: &Placement, steps: usize) -> ProcessorExecutor {
+        let steps =
+            (0..steps).map(|index| step(u32::from(index % 5 == 4), index % 2, (index + 1) % 2, false));
+        executor_of(placement, steps.collect())
+    }
+
+    fn executor_of(placement: &Placement, steps: Vec<Step>) -> ProcessorExecutor {
         let lists = StepLists {
             kernels: ["mix", "none"]
                 .map(|name| KernelInfo { name: name.to_owned(), launches: Vec::new() })
@@ -204,7 +245,7 @@ mod tests {
                 name: "decode".to_owned(),
                 max_rows: 1,
                 max_logit_rows: 1,
-                body: (0..steps).map(step).collect(),
+                body: steps,
                 head: Vec::new(),
             }],
             persistent: None,
@@ -212,7 +253,7 @@ mod tests {
         let kernels =
             [KernelEntry { tiles: one_tile_a_cell, body: mix }, KernelEntry { tiles: no_tiles, body: mix }];
         let weights = Arc::new(Mapping::zeroed(0).expect("a page can be mapped"));
-        ProcessorExecutor::start(&lists, &kernels, weights, 128, placement).expect("threads can be started")
+        ProcessorExecutor::start(&lists, &kernels, weights, 256, placement).expect("threads can be started")
     }
 
     fn cells_after(placement: &Placement, jobs: usize, pause: Duration) -> Vec<u32> {
@@ -237,6 +278,35 @@ mod tests {
     }
 
     #[test]
+    fn steps_of_a_phase_compute_what_they_do_one_by_one() {
+        // Three of the four rows take from the fourth, each once; then the next one is the fourth.
+        let phases = (0..90).map(|index| {
+            let (from, to) = (index / 3 % 4, (index / 3 + 1 + index % 3) % 4);
+            step(u32::from(index % 7 == 6), from, to, index % 3 > 0)
+        });
+        let phases: Vec<Step> = phases.collect();
+        let cells = |placement: &Placement, joined: bool, run: &mut dyn FnMut(&mut ProcessorExecutor)| {
+            let of_step =
+                |step: &Step| Step { joins_previous: joined && step.joins_previous, ..step.clone() };
+            let mut executor = executor_of(placement, phases.iter().map(of_step).collect());
+            executor.write_integers(0, 1..CELLS as u32 + 1);
+            run(&mut executor);
+            executor.floats(0, 56).iter().map(|value| value.to_bits()).collect::<Vec<_>>()
+        };
+        let job = Job { list: 0, steps: 0..90, rows: 1, logit_rows: 1 };
+        let expected = cells(&Placement::unpinned(1), false, &mut |executor| executor.run(&job, &mut ()));
+        for threads in [1, 2, 3] {
+            let placement = Placement::unpinned(threads);
+            let found = cells(&placement, true, &mut |executor| executor.run(&job, &mut ()));
+            assert_eq!(found, expected, "{threads} threads");
+            let mut seen = Seen(Vec::new());
+            let found = cells(&placement, true, &mut |executor| executor.run(&job, &mut seen));
+            assert_eq!(found, expected, "{threads} threads, observed");
+            assert_eq!(seen.0, (0..90).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
     fn workers_that_fell_asleep_wake_up() {
         // Long enough for every worker to give up spinning and yielding.
         let pause = Duration::from_millis(60);
@@ -246,12 +316,6 @@ mod tests {
 
     #[test]
     fn an_observer_sees_every_step_once_and_in_order() {
-        struct Seen(Vec<usize>);
-        impl Observer for Seen {
-            fn after_step(&mut self, _list: usize, step: usize, _seconds: Option<f64>) {
-                self.0.push(step);
-            }
-        }
         let mut seen = Seen(Vec::new());
         let mut executor = executor(&Placement::unpinned(2), 100);
         executor.run(&Job { list: 0, steps: 3..9, rows: 1, logit_rows: 1 }, &mut seen);

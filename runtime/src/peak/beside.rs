@@ -60,6 +60,7 @@ impl ReadsBeside {
             layer: None,
             row_axis: RowAxis::Rows,
             operands: vec![Operand { region: Region::Weights, offset: 0, bytes }, results],
+            joins_previous: false,
             cost: StepCost::default(),
         };
         let rows = tiles as u32;

@@ -136,6 +136,7 @@ fn lists(kernels: usize, tiles: u64, buffer_bytes: u64) -> StepLists {
         layer: None,
         row_axis: RowAxis::Rows,
         operands: vec![buffer, results],
+        joins_previous: false,
         cost: StepCost::default(),
     };
     StepLists {

@@ -17,6 +17,7 @@ mod fuse_projection_and_cache_write;
 mod fuse_residual_into_projection;
 mod fuse_silu_and_multiply;
 mod group_experts;
+mod interleave_independent_operations;
 mod merge_gate_and_up;
 mod merge_qkv_projections;
 mod merge_weights;
@@ -187,6 +188,11 @@ pub const PASSES: &[Pass] = &[
         "select_candidates",
         "leaves the largest logits of a generated token, for a host that would have to fetch them all",
         select_candidates::run,
+    ),
+    optional(
+        "interleave_independent_operations",
+        "puts operations side by side that do not wait for one another, where a step brings one row",
+        interleave_independent_operations::run,
     ),
     mandatory(
         "remove_dead_values",

@@ -7,6 +7,7 @@
 //! Step lists never run at the same time, so their activations lie over each other. What outlives a
 //! step (inputs that the runtime writes, caches, logits) lies before them and is shared by all lists.
 
+mod join_steps;
 mod order_steps;
 mod place_buffers;
 mod place_weights;
@@ -62,6 +63,10 @@ pub struct PlannedStep {
     pub row_axis: RowAxis,
     /// Inputs, weights, caches, outputs, then the workspace where the kernel wants one.
     pub operands: Vec<PlannedOperand>,
+    /// So many of the operands, inputs and weights, are only read.
+    pub read_operands: usize,
+    /// The step does not wait for the one before it: both belong to one phase, behind which workers meet.
+    pub joins_previous: bool,
     /// What the step moves and computes.
     pub cost: Cost,
 }
@@ -81,6 +86,13 @@ pub struct PlannedList {
     pub head: Vec<PlannedStep>,
 }
 
+impl PlannedList {
+    /// Runs of steps that workers walk without meeting: as many barriers as a processor needs.
+    pub fn phases(&self) -> usize {
+        self.body.iter().chain(&self.head).filter(|step| !step.joins_previous).count()
+    }
+}
+
 /// A range of the arena and when it is in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedBuffer {
@@ -92,10 +104,11 @@ pub struct PlannedBuffer {
     pub offset: u64,
     /// Bytes.
     pub bytes: u64,
-    /// First step that touches it, counted through body and head of its list; 0 where shared.
-    pub first_step: usize,
-    /// Last step that touches it; the list's last where the head may read it again; `usize::MAX` where
+    /// First step of the phase that touches it first, counted through body and head of its list; 0 where
     /// shared.
+    pub first_step: usize,
+    /// Last step of the phase that touches it last; the list's last where the head may read it again;
+    /// `usize::MAX` where shared.
     pub last_step: usize,
 }
 

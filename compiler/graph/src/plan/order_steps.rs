@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::place_buffers::{ListPlacement, Placement, head_start};
-use super::{PlacedWeight, PlanError, PlannedList, PlannedOperand, PlannedStep, Region};
+use super::{PlacedWeight, PlanError, PlannedList, PlannedOperand, PlannedStep, Region, join_steps};
 use crate::schedule::{Schedule, ScheduledList, row_axis};
 
 /// The step lists, in the order of the graphs' operations.
@@ -19,8 +19,12 @@ pub(super) fn run(
         .iter()
         .zip(&placement.lists)
         .map(|(list, places)| {
+            let phases = join_steps::run(list);
             let mut body = (0..list.graph.operations.len())
-                .map(|step| make_step(schedule, list, places, &weight_of, step))
+                .map(|step| {
+                    let joins_previous = phases[step].start != step;
+                    make_step(schedule, list, places, &weight_of, step, joins_previous)
+                })
                 .collect::<Result<Vec<_>, _>>()?;
             let head = body.split_off(head_start(list));
             Ok(PlannedList {
@@ -41,6 +45,7 @@ fn make_step(
     places: &ListPlacement,
     weight_of: &BTreeMap<&str, &PlacedWeight>,
     step: usize,
+    joins_previous: bool,
 ) -> Result<PlannedStep, PlanError> {
     let graph = &list.graph;
     let op = &graph.operations[step];
@@ -59,6 +64,7 @@ fn make_step(
         let placed = weight_of.get(name.as_str()).ok_or_else(|| unplaced(name))?;
         operands.push(PlannedOperand { region: Region::Weights, offset: placed.offset, bytes: placed.bytes });
     }
+    let read_operands = operands.len();
     for id in &op.caches {
         operands.push(arena(places.caches.get(id), &graph.cache(*id).name)?);
     }
@@ -69,5 +75,13 @@ fn make_step(
         operands.push(arena(Some(place), "workspace")?);
     }
     let cost = schedule.kernels[kernel].choice.cost;
-    Ok(PlannedStep { kernel, layer: op.layer, row_axis: row_axis(graph, op), operands, cost })
+    Ok(PlannedStep {
+        kernel,
+        layer: op.layer,
+        row_axis: row_axis(graph, op),
+        operands,
+        read_operands,
+        joins_previous,
+        cost,
+    })
 }

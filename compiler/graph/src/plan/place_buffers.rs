@@ -7,8 +7,9 @@
 //! largest of them. Behind it each list packs its own values as if it were alone, because lists never run
 //! at the same time.
 //!
-//! A value is in use from the step that writes it to the last one that reads it. The head may run
-//! several times after one run of the body, so what it reads from the body stays in use to its end.
+//! A value is in use from the step that writes it to the last one that reads it, and for as long as the
+//! phases of both last (`join_steps`). The head may run several times after one run of the body, so what it
+//! reads from the body stays in use to its end.
 //! Buffers are taken from the largest to the smallest; each goes into the smallest gap between those
 //! placed before it that are in use at the same time (greedy by size, Pisarchyk and Lee 2020).
 
@@ -16,7 +17,7 @@ use std::collections::BTreeMap;
 
 use qwen2c_request::{Operation, Target};
 
-use super::{ALIGNMENT_BYTES, PlanError, PlannedBuffer, PlannedCandidates, PlannedInputs};
+use super::{ALIGNMENT_BYTES, PlanError, PlannedBuffer, PlannedCandidates, PlannedInputs, join_steps};
 use crate::schedule::{Schedule, ScheduledList};
 use crate::{CacheId, ValueId};
 
@@ -284,6 +285,11 @@ fn live_intervals(
             purposes.push(Purpose::Workspace(step));
             intervals.push(Interval { bytes: workspace_bytes, first_step: step, last_step: step });
         }
+    }
+    let phases = join_steps::run(list);
+    for interval in &mut intervals {
+        interval.first_step = phases[interval.first_step].start;
+        interval.last_step = phases[interval.last_step].end - 1;
     }
     Ok((purposes, intervals))
 }

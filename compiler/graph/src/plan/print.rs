@@ -17,12 +17,13 @@ pub fn print_plan(plan: &Plan) -> String {
     );
     for (index, list) in plan.lists.iter().enumerate() {
         let title = format!(
-            "list {}: rows {}, logit rows {}, body {} steps, head {} steps",
+            "list {}: rows {}, logit rows {}, body {} steps, head {} steps, {} phases",
             list.name,
             list.max_rows,
             list.max_logit_rows,
             list.body.len(),
-            list.head.len()
+            list.head.len(),
+            list.phases()
         );
         print_buffers(&mut text, &title, plan.buffers.iter().filter(|buffer| buffer.list == Some(index)));
     }

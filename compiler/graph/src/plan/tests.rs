@@ -190,6 +190,10 @@ fn a_verifier_that_sees_nothing_would_pass_these() {
     carried.expect("read by the head").last_step -= 1;
     assert!(matches!(verify_plan(&broken), Err(PlanViolation::LostInHead { .. })));
 
+    let mut broken = good.clone();
+    broken.lists[0].body[1].joins_previous = true;
+    assert!(matches!(verify_plan(&broken), Err(PlanViolation::Race { steps: [0, 1], .. })));
+
     let mut broken = good;
     broken.buffers[first].list = Some(9);
     assert!(matches!(verify_plan(&broken), Err(PlanViolation::UnknownList { .. })));
@@ -262,7 +266,7 @@ proptest! {
 
     /// Any subset of the passes gives graphs that can be scheduled and planned.
     #[test]
-    fn any_subset_of_passes_can_be_planned(selection: u16, is_sparse: bool) {
+    fn any_subset_of_passes_can_be_planned(selection: u32, is_sparse: bool) {
         let config = if is_sparse { tiny_experts_config() } else { tiny_config() };
         let optional = crate::passes::PASSES.iter().filter(|pass| pass.optional).enumerate();
         let disabled: BTreeSet<&str> =

@@ -1,12 +1,13 @@
 //! The plan's verifier: an independent look at the finished table.
 //!
 //! It knows nothing of how buffers were placed. It checks that everything lies inside its region and is
-//! aligned, that no two buffers in use at the same time share a byte, that weights do not overlap, and
-//! that every operand of every step lies in a buffer that is in use at that step.
+//! aligned, that no two buffers in use at the same time share a byte, that weights do not overlap,
+//! that every operand of every step lies in a buffer that is in use at that step, and that no step writes
+//! what another step of its phase touches.
 
 use std::fmt;
 
-use super::{ALIGNMENT_BYTES, Plan, PlannedBuffer, PlannedOperand, Region};
+use super::{ALIGNMENT_BYTES, Plan, PlannedBuffer, PlannedList, PlannedOperand, PlannedStep, Region};
 
 /// What is wrong with a plan: always a bug of the planner.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +44,15 @@ pub enum PlanViolation {
         /// Place of the operand.
         operand: usize,
     },
+    /// A step writes what another step of its phase touches: they may run at the same time.
+    Race {
+        /// Step list.
+        list: String,
+        /// Both steps, counted through body and head; the first one writes.
+        steps: [usize; 2],
+        /// Byte of the arena that both touch.
+        offset: u64,
+    },
     /// What the head reads from the body goes out of use before the head's last step: a second run of the
     /// head would read something else.
     LostInHead {
@@ -75,6 +85,10 @@ impl fmt::Display for PlanViolation {
                 formatter,
                 "operand {operand} of step {step} of list `{list}` lies in no buffer in use at that step"
             ),
+            Self::Race { list, steps: [first, second], offset } => write!(
+                formatter,
+                "step {first} of list `{list}` writes byte {offset}, which step {second} of the same phase touches"
+            ),
             Self::LostInHead { name } => {
                 write!(formatter, "`{name}` goes out of use inside the head, which may run again")
             }
@@ -105,7 +119,39 @@ pub fn verify_plan(plan: &Plan) -> Result<(), PlanViolation> {
     }
     check_buffers(plan)?;
     check_weights(plan)?;
-    check_operands(plan)
+    check_operands(plan)?;
+    plan.lists.iter().try_for_each(check_phases)
+}
+
+/// Holds what each step writes against all operands of the other steps of its phase.
+fn check_phases(list: &PlannedList) -> Result<(), PlanViolation> {
+    let steps: Vec<&PlannedStep> = list.body.iter().chain(&list.head).collect();
+    let mut first = 0;
+    for end in 1..=steps.len() {
+        if steps.get(end).is_some_and(|step| step.joins_previous) {
+            continue;
+        }
+        for (writer, other) in (first..end).flat_map(|writer| (first..end).map(move |other| (writer, other)))
+        {
+            let written = &steps[writer].operands[steps[writer].read_operands..];
+            let met = written.iter().find_map(|written| shared_byte(written, &steps[other].operands));
+            if let Some(offset) = met.filter(|_| writer != other) {
+                return Err(PlanViolation::Race { list: list.name.clone(), steps: [writer, other], offset });
+            }
+        }
+        first = end;
+    }
+    Ok(())
+}
+
+/// The first byte of the arena that the range shares with one of the others.
+fn shared_byte(range: &PlannedOperand, others: &[PlannedOperand]) -> Option<u64> {
+    let in_arena = others.iter().filter(|other| other.region == Region::Arena);
+    let mut shared = in_arena.map(|other| {
+        let end = (range.offset + range.bytes).min(other.offset + other.bytes);
+        range.offset.max(other.offset)..end
+    });
+    shared.find(|shared| !shared.is_empty()).map(|shared| shared.start)
 }
 
 fn check_range(name: &str, offset: u64, bytes: u64, region_bytes: u64) -> Result<(), PlanViolation> {

@@ -72,6 +72,7 @@ pub(crate) fn lists() -> StepLists {
         layer: Some(0),
         row_axis,
         operands: vec![operand(Region::Arena, 512, 64), operand(Region::Weights, 64, 128)],
+        joins_previous: kernel == 1 && row_axis == RowAxis::Rows,
         cost: StepCost { fixed_bytes: 128, bytes_per_row: 32, operations_per_row: 64, ..StepCost::default() },
     };
     let list = |name: &str, max_rows, max_logit_rows| StepList {
