@@ -76,6 +76,7 @@ pub(super) fn tiles<'k>(kernel: &Kernel<'k, '_>) -> Val<'k> {
         Operation::AttentionScores { .. } => attention_scores::tiles(kernel),
         Operation::CausalSoftmax => causal_softmax::tiles(kernel),
         Operation::AttentionValues { .. } => attention_values::tiles(kernel),
+        Operation::RotateAndWriteCache { .. } => rotate_and_write_cache::tiles(kernel),
         Operation::GroupRows { .. } => group_rows::tiles(kernel),
         // One tile a row.
         _ => kernel.rows,

@@ -77,45 +77,55 @@ impl<'k> QuantizedBuffer<'k> {
         self.scales().store(group, largest * k.float(1.0 / most, 1));
         self.negated_sums().store(group, k.int_of(Scalar::I32, 0) - sum.reduce(Reduction::Sum));
     }
-
-    /// Quantizes and stores the whole row; `load(offset, mask)` gives elements from `offset` on, those
-    /// that the mask selects where there is one.
-    pub(super) fn store_row(
-        self,
-        kernel: &Kernel<'k, '_>,
-        load: impl Fn(Val<'k>, Option<Val<'k>>) -> Val<'k>,
-    ) {
-        let (k, lanes, group_elements) = (kernel.k, kernel.lanes, self.extents.group);
-        let whole = self.extents.elements / group_elements;
-        k.repeat(k.int(0), k.int(whole), 1, |group| {
-            let first = group * k.int(group_elements);
-            self.store_group(lanes, group, |offset| load(first + k.int(offset), None));
-        });
-        let rest = self.extents.elements % group_elements;
-        if rest > 0 {
-            self.store_group(lanes, k.int(whole), |offset| {
-                let present = k.int_vector(Scalar::I32, rest as i64 - offset as i64, lanes);
-                let mask = k.iota(lanes).compare(Compare::Less, present);
-                load(k.int(whole * group_elements + offset), Some(mask))
-            });
-        }
-    }
 }
 
-/// One row of the last dimension.
-pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, row: Val<'k>) {
-    let columns = kernel.output_type(0).columns();
-    let Some(extents) = QuantizedRow::new(kernel.output_type(0).element, columns) else { return };
-    let source = kernel.input(0).at(row * kernel.k.int(columns));
-    let out = QuantizedBuffer::new(kernel.output(0), extents, row);
-    out.store_row(kernel, |offset, mask| match mask {
-        Some(mask) => source.load_masked(offset, mask),
-        None => source.load(offset, kernel.lanes),
-    });
+/// Elements of a tile where there is one row: some hundred nanoseconds of work. Half of the row or more was
+/// computed by other workers, and one worker alone would wait for all of its lines.
+const TILE_ELEMENTS: u64 = 1024;
+
+/// Groups of a tile; of a prompt's rows, all.
+fn groups_of_tile(kernel: &Kernel<'_, '_>, extents: QuantizedRow) -> u64 {
+    let groups = extents.groups();
+    let tiles = if kernel.request.max_rows == 1 { extents.elements.div_ceil(TILE_ELEMENTS) } else { 1 };
+    groups.div_ceil(tiles)
 }
 
-/// Rows of the last dimension.
+fn extents(kernel: &Kernel<'_, '_>) -> Option<QuantizedRow> {
+    let ty = kernel.output_type(0);
+    QuantizedRow::new(ty.element, ty.columns())
+}
+
+/// Rows of the last dimension, times the tiles of a row.
 pub(super) fn tiles<'k>(kernel: &Kernel<'k, '_>) -> Val<'k> {
     let ty = kernel.output_type(0);
-    kernel.rows * kernel.k.int(ty.row_elements() / ty.columns())
+    let tiles_of_row = extents(kernel).map_or(1, |row| row.groups().div_ceil(groups_of_tile(kernel, row)));
+    kernel.rows * kernel.k.int(ty.row_elements() / ty.columns() * tiles_of_row)
+}
+
+/// Some groups of a row of the last dimension.
+pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, tile: Val<'k>) {
+    let Some(extents) = extents(kernel) else { return };
+    let (k, lanes, columns) = (kernel.k, kernel.lanes, extents.elements);
+    let groups_of_tile = groups_of_tile(kernel, extents);
+    let tiles_of_row = k.int(extents.groups().div_ceil(groups_of_tile));
+    let row = tile / tiles_of_row;
+    let first = tile % tiles_of_row * k.int(groups_of_tile);
+    let source = kernel.input(0).at(row * k.int(columns));
+    let out = QuantizedBuffer::new(kernel.output(0), extents, row);
+
+    let whole = k.int(columns / extents.group);
+    k.repeat(first, (first + k.int(groups_of_tile)).minimum(whole), 1, |group| {
+        let first = group * k.int(extents.group);
+        out.store_group(lanes, group, |offset| source.load(first + k.int(offset), lanes));
+    });
+    let rest = columns % extents.group;
+    if rest > 0 {
+        k.when((first + k.int(groups_of_tile)).compare(Compare::Greater, whole), || {
+            out.store_group(lanes, whole, |offset| {
+                let present = k.int_vector(Scalar::I32, rest as i64 - offset as i64, lanes);
+                let mask = k.iota(lanes).compare(Compare::Less, present);
+                source.load_masked(whole * k.int(extents.group) + k.int(offset), mask)
+            });
+        });
+    }
 }

@@ -1,9 +1,10 @@
-//! `rotate_and_write_cache`: what stands between the merged projection and attention.
+//! `rotate_and_write_cache`: what stands between the merged projection and attention. A tile is a key and value
+//! head of a row, with the query heads that attend to it.
 //!
 //! ```text
-//! for head in queries: out        = rotate(qkv + bias)
-//! for head in keys:    key cache  = rotate(qkv + bias)    scattered: a position is a column
-//! for head in values:  value cache = qkv + bias
+//! for head in queries: out = rotate(qkv + bias)
+//! key cache   = rotate(qkv + bias)    scattered: a position is a column
+//! value cache = qkv + bias
 //! ```
 
 use super::Kernel;
@@ -11,11 +12,17 @@ use super::cache::HeadCache;
 use super::rotate::rotate_pair;
 use crate::builder::Val;
 
-/// One row.
-pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, row: Val<'k>, heads: u64, bias: bool) {
+/// Rows times heads of the cache.
+pub(super) fn tiles<'k>(kernel: &Kernel<'k, '_>) -> Val<'k> {
+    kernel.rows * kernel.k.int(kernel.cache_type(0).kv_heads)
+}
+
+/// One head of the cache, for one row.
+pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, tile: Val<'k>, heads: u64, bias: bool) {
     let k = kernel.k;
     let cache = kernel.cache_type(0);
     let (kv_heads, head_dim) = (cache.kv_heads, cache.head_dim);
+    let (row, kv_head) = (tile / k.int(kv_heads), tile % k.int(kv_heads));
     let width = (heads + 2 * kv_heads) * head_dim;
     let position = kernel.input(1).load_index(row);
     let slot = kernel.input(2).load_index(row);
@@ -28,7 +35,8 @@ pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, row: Val<'k>, heads: u64, bias: 
     };
     let half = k.int(head_dim / 2);
 
-    k.repeat(k.int(0), k.int(heads), 1, |head| {
+    let queries = k.int(heads / kv_heads);
+    k.repeat(kv_head * queries, (kv_head + k.int(1)) * queries, 1, |head| {
         let first = head * k.int(head_dim);
         k.for_each_chunk(half, kernel.lanes, |column, lanes| {
             let (low, high) =
@@ -37,19 +45,14 @@ pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, row: Val<'k>, heads: u64, bias: 
             out.store(first + column + half, high);
         });
     });
-    k.repeat(k.int(0), k.int(kv_heads), 1, |head| {
-        let first = (head + k.int(heads)) * k.int(head_dim);
-        let entry = HeadCache::new(kernel, 0, slot, head);
-        k.repeat(k.int(0), half, 1, |column| {
-            let (low, high) =
-                rotate_pair(kernel, table, head_dim, column, 1, |offset| load(first + offset, 1));
-            entry.store_key(kernel, position, column, low);
-            entry.store_key(kernel, position, column + half, high);
-        });
+    let first = (kv_head + k.int(heads)) * k.int(head_dim);
+    let keys = HeadCache::new(kernel, 0, slot, kv_head);
+    k.repeat(k.int(0), half, 1, |column| {
+        let (low, high) = rotate_pair(kernel, table, head_dim, column, 1, |offset| load(first + offset, 1));
+        keys.store_key(kernel, position, column, low);
+        keys.store_key(kernel, position, column + half, high);
     });
-    k.repeat(k.int(0), k.int(kv_heads), 1, |head| {
-        let first = (head + k.int(heads + kv_heads)) * k.int(head_dim);
-        let entry = HeadCache::new(kernel, 1, slot, head);
-        entry.store_values(kernel, position, |column, lanes| load(first + column, lanes));
-    });
+    let first = (kv_head + k.int(heads + kv_heads)) * k.int(head_dim);
+    let values = HeadCache::new(kernel, 1, slot, kv_head);
+    values.store_values(kernel, position, |column, lanes| load(first + column, lanes));
 }
