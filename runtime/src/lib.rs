@@ -27,6 +27,7 @@ mod generate;
 mod hardware;
 mod interrupt;
 mod kernel;
+mod large_pages;
 mod machine;
 mod memory;
 mod peak;

@@ -12,6 +12,8 @@ pub(crate) struct Mapping {
     start: NonNull<u8>,
     bytes: usize,
     writable: bool,
+    /// What the system said to the advice of large pages.
+    advice: io::Result<()>,
 }
 
 // SAFETY: a mapping is plain memory, valid from any thread until it is dropped.
@@ -51,11 +53,17 @@ impl Mapping {
                 // Kernels stream through gigabytes: with small pages the processor is short of addresses
                 // before it is short of bandwidth. A system that has no large ones keeps to small ones.
                 // SAFETY: exactly this range was mapped, and pages of any size have the same content.
-                unsafe { libc::madvise(address, bytes, libc::MADV_HUGEPAGE) };
-                Ok(Self { start, bytes, writable: protection & libc::PROT_WRITE != 0 })
+                let refused = unsafe { libc::madvise(address, bytes, libc::MADV_HUGEPAGE) } != 0;
+                let advice = if refused { Err(io::Error::last_os_error()) } else { Ok(()) };
+                Ok(Self { start, bytes, writable: protection & libc::PROT_WRITE != 0, advice })
             }
             _ => Err(io::Error::last_os_error()),
         }
+    }
+
+    /// What the system said when it was asked for large pages. That it says yes does not mean that it has some.
+    pub(crate) fn advice(&self) -> &io::Result<()> {
+        &self.advice
     }
 
     /// Address of a range, or none where the range lies outside.
@@ -135,4 +143,18 @@ impl Drop for Mapping {
         // SAFETY: exactly this range was mapped, and whoever used its addresses is gone.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
     }
+}
+
+/// Whether somebody has switched large pages off for this process; a system that does not know the question
+/// has not.
+pub(crate) fn large_pages_are_off_for_this_process() -> bool {
+    // SAFETY: the call only reads a flag of this process.
+    unsafe { libc::prctl(libc::PR_GET_THP_DISABLE, 0, 0, 0, 0) == 1 }
+}
+
+/// Switches them off as a service manager may, or on again.
+#[cfg(test)]
+pub(crate) fn switch_large_pages_of_this_process(on: bool) {
+    // SAFETY: the call changes a flag of this process; pages of any size have the same content.
+    unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, libc::c_ulong::from(!on), 0, 0, 0) };
 }

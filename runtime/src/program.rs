@@ -14,6 +14,7 @@ use crate::cuda::{DeviceExecutor, Driver};
 use crate::execute::{Executor, ProcessorExecutor};
 use crate::hardware::Hardware;
 use crate::kernel::KernelEntry;
+use crate::large_pages::Refusal;
 use crate::machine;
 use crate::memory::Mapping;
 use crate::peak::{Peak, Reading, ReadsBeside};
@@ -27,6 +28,8 @@ pub struct Program {
     weights: Arc<Mapping>,
     /// How a GPU's driver is opened; tests have one of their own.
     open_driver: fn() -> Result<Driver, Diagnostic>,
+    /// Who says whether there are large pages; tests have a system without.
+    find_refusal: fn(&Mapping) -> Option<Refusal>,
 }
 
 impl Program {
@@ -64,13 +67,25 @@ impl Program {
                 .help("copy the program again from where it was built"));
         }
         let (kernels, weights) = (kernels.to_vec(), Arc::new(weights));
-        Ok(Self { file, kernels, weights, open_driver: Driver::open })
+        Ok(Self { file, kernels, weights, open_driver: Driver::open, find_refusal: Refusal::found })
     }
 
     /// The same program with another driver.
     #[cfg(test)]
     pub(crate) fn with_driver(self, open_driver: fn() -> Result<Driver, Diagnostic>) -> Self {
         Self { open_driver, ..self }
+    }
+
+    /// The same program on a system that refuses large pages.
+    #[cfg(test)]
+    pub(crate) fn with_refusal(self, find_refusal: fn(&Mapping) -> Option<Refusal>) -> Self {
+        Self { find_refusal, ..self }
+    }
+
+    /// What is to be said where the system has no large pages for weights and arena.
+    pub(crate) fn note_of_small_pages(&self) -> Option<String> {
+        let (weights_bytes, arena_bytes) = (self.file.locator.weights_bytes, self.file.manifest.arena_bytes);
+        (self.find_refusal)(&self.weights)?.note(weights_bytes, arena_bytes)
     }
 
     /// Facts and numbers.

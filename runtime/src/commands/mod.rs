@@ -95,14 +95,19 @@ fn check_device(program: &Program, arguments: &Arguments) -> Result<(), Failure>
     ))
 }
 
-/// What the program runs on, as `--threads` or `--device` ask for it.
+/// What the program runs on, as `--threads` or `--device` ask for it; what of it is slower than it could be
+/// is said once.
 fn hardware(
     program: &Program,
     arguments: &Arguments,
     console: &mut Console<'_>,
 ) -> Result<Hardware, Failure> {
     if !program.is_for_device() {
-        return Ok(Hardware::Processor(placement(arguments, console)?));
+        let placement = placement(arguments, console)?;
+        if let Some(note) = program.note_of_small_pages() {
+            console.note(&note);
+        }
+        return Ok(Hardware::Processor(placement));
     }
     if arguments.number("--threads", 1, MOST_THREADS).or_usage()?.is_some() {
         console.note("note: this program computes on a GPU: `--threads` changes nothing");

@@ -1,5 +1,7 @@
 //! Commands from the command line to their output, on the counting program of [`crate::testing`].
 
+mod machines;
+
 use std::ffi::OsString;
 use std::io::{self, Write};
 
@@ -46,6 +48,15 @@ fn program(file: ProgramFile) -> Program {
 }
 
 fn execute_on(file: &ProgramFile, arguments: &[&str], input: &[u8], output: &mut dyn Write) -> Ended {
+    execute_program(&|| program(file.clone()), arguments, input, output)
+}
+
+fn execute_program(
+    open: &dyn Fn() -> Program,
+    arguments: &[&str],
+    input: &[u8],
+    output: &mut dyn Write,
+) -> Ended {
     let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
     let mut errors = Vec::new();
     let mut console = Console {
@@ -55,7 +66,7 @@ fn execute_on(file: &ProgramFile, arguments: &[&str], input: &[u8], output: &mut
         errors: &mut errors,
         quiet: false,
     };
-    let result = execute("program", &arguments, &|| Ok(program(file.clone())), &mut console);
+    let result = execute("program", &arguments, &|| Ok(open()), &mut console);
     Ended { result, output: String::new(), errors: String::from_utf8(errors).expect("notes are text") }
 }
 
@@ -345,20 +356,6 @@ fn info_has_the_promised_fields() {
     assert_eq!(info["verified_weights"], 2);
     assert!(output(&["info"], b"").contains("40 positions"));
     assert!(output(&["info", "--licenses"], b"").contains("Apache License"));
-}
-
-#[test]
-fn machines_that_cannot_run_the_program_say_so() {
-    let mut file = program_file();
-    file.manifest.required_features = vec!["no_such_feature".to_owned()];
-    assert!(run_on(&file, &["run", "-p", "a"], b"").message().1.contains("without no_such_feature"));
-    let mut file = program_file();
-    file.manifest.arena_bytes = 1 << 45;
-    let (code, message) = run_on(&file, &["run", "-p", "a"], b"").message();
-    assert!(code == 1 && message.contains("needs more memory than there is"), "{message}");
-    assert!(message.contains("`--context`"), "{message}");
-    // What needs no arena still works.
-    assert!(run_on(&file, &["info"], b"").result.is_ok());
 }
 
 #[test]
