@@ -126,28 +126,41 @@ fn flush_denormals() {
 #[cfg(not(target_arch = "x86_64"))]
 fn flush_denormals() {}
 
-/// Asks the kernel for the matrix unit's registers, where the program's target uses them. Threads
-/// made later inherit the permission.
+/// Makes sure of the permission to use the matrix unit's registers, where the program's target uses them.
+/// Threads made later inherit it. `ask` is [`ask_for_tiles`], or a test's.
 ///
 /// # Errors
 ///
 /// Where the kernel refuses: it is older than 5.16, or was told to.
-pub(crate) fn request_matrix_unit(required_features: &[String]) -> Result<(), Diagnostic> {
+pub(crate) fn request_matrix_unit(
+    required_features: &[String],
+    ask: impl FnOnce() -> io::Result<()>,
+) -> Result<(), Diagnostic> {
+    if !required_features.iter().any(|feature| feature == "amx_tile") {
+        return Ok(());
+    }
+    ask().map_err(|error| {
+        Diagnostic::new("the system does not grant the processor's matrix unit (AMX)")
+            .cause(error.to_string())
+            .needed("Linux 5.16 or newer, with AMX enabled")
+            // What every processor with a matrix unit has besides.
+            .help("build the program with `--target x86-64-v4+avx512vnni+avx512bf16` instead")
+    })
+}
+
+/// Asks the kernel for the matrix unit's registers.
+///
+/// # Errors
+///
+/// The kernel's.
+pub(crate) fn ask_for_tiles() -> io::Result<()> {
     /// `ARCH_REQ_XCOMP_PERM`.
     const REQUEST: libc::c_ulong = 0x1023;
     /// State component of AMX tile data.
     const TILE_DATA: libc::c_ulong = 18;
-    if !required_features.iter().any(|feature| feature == "amx_tile") {
-        return Ok(());
-    }
     // SAFETY: the call changes a permission of this process and touches no memory.
-    if unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST, TILE_DATA) } == 0 {
-        return Ok(());
-    }
-    Err(Diagnostic::new("the system does not grant the processor's matrix unit (AMX)")
-        .cause(io::Error::last_os_error().to_string())
-        .needed("Linux 5.16 or newer, with AMX enabled")
-        .help("build the program with `--target x86-64-v4` instead"))
+    let result = unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST, TILE_DATA) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]
@@ -166,6 +179,22 @@ mod tests {
         assert_eq!((crowded.threads, crowded.shares_cores, crowded.core_of(0)), (5, true, None));
         assert_eq!((crowded.usable, placement.usable), (3, 3));
         assert_eq!(Placement::from_machine(None, &[], None).threads, 1);
+    }
+
+    #[test]
+    fn a_matrix_unit_that_is_not_granted_is_named_with_the_next_best_target() {
+        let refuse = || Err(io::Error::from_raw_os_error(libc::ENOTSUP));
+        let amx = ["avx2".to_owned(), "amx_tile".to_owned()];
+        let message = request_matrix_unit(&amx, refuse).expect_err("it was refused").to_string();
+        for part in ["(AMX)", "not supported", "5.16", "`--target x86-64-v4+avx512vnni+avx512bf16`"] {
+            assert!(message.contains(part), "{part}: {message}");
+        }
+        assert_eq!(request_matrix_unit(&amx, || Ok(())), Ok(()));
+        assert_eq!(request_matrix_unit(&amx[..1], || panic!("nothing to ask for")), Ok(()));
+        // Where there is no such unit the system itself refuses.
+        let processor = machine::processor().expect("`/proc` is there");
+        let refused = request_matrix_unit(&amx, ask_for_tiles).is_err();
+        assert!(refused || processor.features.contains("amx_tile"));
     }
 
     #[test]

@@ -118,6 +118,20 @@ impl Program {
         &self.file.device_code
     }
 
+    /// Whether the processor has what the kernels use; a device is asked when it is opened. Starting asks as
+    /// well: this is for who has long work before it.
+    ///
+    /// # Errors
+    ///
+    /// Names the features that are missing.
+    pub(crate) fn check_processor(&self) -> Result<(), Diagnostic> {
+        let manifest = &self.file.manifest;
+        if self.is_for_device() {
+            return Ok(());
+        }
+        machine::processor()?.check(&manifest.target, &manifest.required_features)
+    }
+
     /// Checks the machine, reserves memory, starts workers or loads a device: a session for prompts and
     /// generation.
     ///
@@ -183,8 +197,8 @@ impl Program {
         reads: Option<&ReadsBeside>,
     ) -> Result<ProcessorExecutor, Diagnostic> {
         let manifest = &self.file.manifest;
-        machine::processor()?.check(&manifest.target, &manifest.required_features)?;
-        processor::request_matrix_unit(&manifest.required_features)?;
+        self.check_processor()?;
+        processor::request_matrix_unit(&manifest.required_features, processor::ask_for_tiles)?;
         check_memory(manifest, machine::memory_bytes())?;
         let weights = Arc::clone(&self.weights);
         let own = (&self.file.lists, &self.kernels[..], manifest.arena_bytes);

@@ -86,6 +86,7 @@ pub(super) fn profile(
         return startup::startup(arguments, open, console);
     }
     let program = open()?;
+    program.check_processor()?;
     let context = program.manifest().context as usize;
     let workload = Workload::new(arguments, context, DEFAULT_PROMPT, DEFAULT_GENERATE)?;
     let ids =

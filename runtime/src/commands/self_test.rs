@@ -14,6 +14,7 @@ pub(super) fn self_test(
     console: &mut Console<'_>,
 ) -> Result<(), Failure> {
     let program = open()?;
+    program.check_processor()?;
     let (mut weights, mut weight_bytes) = (0, 0);
     program.verify_weights(|entry| {
         weights += 1;

@@ -70,12 +70,25 @@ impl Peak {
     }
 }
 
+#[cfg(test)]
+thread_local! {
+    static MEASUREMENTS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// Measurements that this thread has made.
+#[cfg(test)]
+pub(crate) fn measurements() -> usize {
+    MEASUREMENTS.get()
+}
+
 /// Measures; `thorough` takes a second or two instead of a fraction of one.
 ///
 /// # Errors
 ///
 /// Where the system refuses memory or threads.
 pub(crate) fn measure(placement: &Placement, thorough: bool) -> Result<Peak, Diagnostic> {
+    #[cfg(test)]
+    MEASUREMENTS.set(MEASUREMENTS.get() + 1);
     let available = crate::machine::memory_bytes().unwrap_or(BUFFER_BYTES);
     let wanted = if thorough { THOROUGH_BUFFER_BYTES } else { BUFFER_BYTES };
     let tiles = (wanted.min(available / 8) / read::TILE_BYTES as u64).max(1);

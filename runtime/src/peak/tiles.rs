@@ -30,7 +30,7 @@ fn is_granted(feature: &str) -> bool {
     let has_unit = crate::machine::processor().is_ok_and(|processor| {
         ["amx_tile", feature].iter().all(|&needed| processor.features.contains(needed))
     });
-    has_unit && crate::processor::request_matrix_unit(&["amx_tile".to_owned()]).is_ok()
+    has_unit && crate::processor::ask_for_tiles().is_ok()
 }
 
 /// What `ldtilecfg` reads.

@@ -3,6 +3,7 @@
 use super::{Ended, execute_program, program, run_on};
 use crate::Program;
 use crate::large_pages::Refusal;
+use crate::peak;
 use crate::testing::program_file;
 
 #[test]
@@ -17,6 +18,22 @@ fn machines_that_cannot_run_the_program_say_so() {
     assert!(message.contains("`--context`"), "{message}");
     // What needs no arena still works.
     assert!(run_on(&file, &["info"], b"").result.is_ok());
+}
+
+#[test]
+fn missing_features_are_said_before_anything_is_measured_or_read() {
+    let mut file = program_file();
+    file.manifest.required_features = vec!["no_such_feature".to_owned()];
+    // Weights that were read would be found out.
+    file.weights.entries[0].sha256 = [0; 32];
+    for arguments in [&["profile", "--peak"][..], &["profile", "--startup"], &["bench"], &["self-test"]] {
+        let message = run_on(&file, arguments, b"").message();
+        assert!(
+            message.0 == 1 && message.1.contains("without no_such_feature"),
+            "{arguments:?}: {message:?}"
+        );
+    }
+    assert_eq!(peak::measurements(), 0);
 }
 
 #[test]
