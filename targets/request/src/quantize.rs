@@ -48,10 +48,10 @@ impl std::ops::AddAssign for QuantizationError {
 }
 
 /// The largest group.
-const LONGEST_GROUP: usize = 128;
+pub(crate) const LONGEST_GROUP: usize = 128;
 
 /// Groups that go through each phase together.
-const BLOCK_GROUPS: usize = 16;
+pub(crate) const BLOCK_GROUPS: usize = 16;
 
 /// Quantizes consecutive groups, of which the last may be shorter: writes an integer for each weight, and
 /// for each group the bits of its scale, an f16. Returns what was lost.
@@ -156,7 +156,7 @@ fn quantize_block_in_phases<const LARGEST: i16>(
 
 /// `Σ x²`
 #[inline(always)]
-fn square_sum(values: &[f32]) -> f32 {
+pub(crate) fn square_sum(values: &[f32]) -> f32 {
     let mut sums = [0.0; LANES];
     let (whole, rest) = values.as_chunks::<LANES>();
     for values in whole {
@@ -171,7 +171,7 @@ fn square_sum(values: &[f32]) -> f32 {
 }
 
 /// Numbers side by side, so that compilers turn the loops over them into vector code.
-const LANES: usize = 8;
+pub(crate) const LANES: usize = 8;
 
 /// The weight furthest from zero.
 #[inline(always)]
@@ -198,13 +198,13 @@ fn extreme_of(weights: &[f32]) -> f32 {
 
 /// The smaller of two numbers; unlike `f32::min` this spends nothing on NaN.
 #[inline(always)]
-fn lesser(a: f32, b: f32) -> f32 {
+pub(crate) fn lesser(a: f32, b: f32) -> f32 {
     if b < a { b } else { a }
 }
 
 /// The larger of two numbers.
 #[inline(always)]
-fn greater(a: f32, b: f32) -> f32 {
+pub(crate) fn greater(a: f32, b: f32) -> f32 {
     if b > a { b } else { a }
 }
 

@@ -4,7 +4,10 @@
 //! distributed weights a sixth less squared error, where half a bit more of resolution would halve it. It
 //! is for weights whose groups lie to one side of zero, and for those that were rounded this way before.
 
-use crate::quantize::{CANDIDATES, LARGEST_F16, QuantizationError, ROUNDING, inverse_of};
+use crate::quantize::{
+    BLOCK_GROUPS, CANDIDATES, LANES, LARGEST_F16, LONGEST_GROUP, QuantizationError, ROUNDING, greater,
+    inverse_of, lesser, square_sum,
+};
 use crate::{Quantization, f16_to_f32, f32_to_f16};
 
 /// Ranges that are tried for 4-bit integers, relative to the group's. The first keeps groups that are on a
@@ -19,8 +22,10 @@ const RANGES_OF_8_BITS: [f32; CANDIDATES] = [1.0, 1.007, 1.014, 1.021, 1.028, 1.
 /// lost.
 ///
 /// Scale and minimum minimize the group's squared error: those of a line through (integer, weight) by least
-/// squares, for the best of the integers that several ranges lead to. Like
-/// [`quantize_groups`](crate::quantize_groups) it finds the same on every machine.
+/// squares, for the best of the integers that several ranges lead to. As [`quantize_groups`] does, it finds
+/// the same on every machine, whatever a group's neighbours are.
+///
+/// [`quantize_groups`]: crate::quantize_groups
 pub fn quantize_groups_with_minima(
     quantization: Quantization,
     weights: &[f32],
@@ -28,75 +33,191 @@ pub fn quantize_groups_with_minima(
     scales: &mut [f32],
     minima: &mut [f32],
 ) -> QuantizationError {
-    let group = quantization.group as usize;
     let mut error = QuantizationError::default();
-    let groups = weights.chunks(group).zip(integers.chunks_mut(group)).zip(scales.iter_mut().zip(minima));
-    for ((weights, integers), (scale, minimum)) in groups {
-        let line = if quantization.bits == 4 {
-            fit_line::<15>(weights, RANGES_OF_4_BITS)
-        } else {
-            fit_line::<255>(weights, RANGES_OF_8_BITS)
-        };
-        (*scale, *minimum) = (line.scale, line.minimum);
-        let largest = ((1_u32 << quantization.bits) - 1) as f32;
-        let inverse = inverse_of(line.scale);
-        for (integer, weight) in integers.iter_mut().zip(weights) {
-            let rounded = ((weight - line.minimum) * inverse).max(0.0).min(largest) + ROUNDING;
-            // The sum's lowest bits are the integer's.
-            *integer = rounded.to_bits() as i8;
-            let difference = weight - ((rounded - ROUNDING) * line.scale + line.minimum);
-            error.differences += f64::from(difference * difference);
-            error.weights += f64::from(weight * weight);
+    let block = quantization.group as usize * BLOCK_GROUPS;
+    let lines = scales.chunks_mut(BLOCK_GROUPS).zip(minima.chunks_mut(BLOCK_GROUPS));
+    let blocks = weights.chunks(block).zip(integers.chunks_mut(block)).zip(lines);
+    for ((weights, integers), (scales, minima)) in blocks {
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: the processor has AVX2.
+            error += unsafe { quantize_block_with_avx2(quantization, weights, integers, scales, minima) };
+            continue;
         }
+        error += quantize_block(quantization, weights, integers, scales, minima);
     }
     error
 }
 
-/// What integers stand for: `integer · scale + minimum`.
-struct Line {
-    scale: f32,
-    minimum: f32,
+/// The same code, compiled for wider vectors than every processor has.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn quantize_block_with_avx2(
+    quantization: Quantization,
+    weights: &[f32],
+    integers: &mut [i8],
+    scales: &mut [f32],
+    minima: &mut [f32],
+) -> QuantizationError {
+    quantize_block(quantization, weights, integers, scales, minima)
 }
 
-/// The best line through a group's weights.
-fn fit_line<const LARGEST: u16>(weights: &[f32], ranges: [f32; CANDIDATES]) -> Line {
-    let smallest = weights.iter().fold(f32::INFINITY, |smallest, weight| weight.min(smallest));
-    let largest = weights.iter().fold(f32::NEG_INFINITY, |largest, weight| weight.max(largest));
-    let (middle, steps) = (0.5 * smallest + 0.5 * largest, f32::from(LARGEST));
-    let inverses = ranges.map(|range| inverse_of((largest - smallest) * range / steps));
-    // Candidates lie side by side, and weights are taken from the middle, where they are small.
-    let (mut products, mut squares, mut sums) = ([0.0; CANDIDATES], [0.0; CANDIDATES], [0.0; CANDIDATES]);
-    let mut sum = 0.0;
-    for weight in weights {
-        let weight = weight - middle;
-        sum += weight;
+#[inline(always)]
+fn quantize_block(
+    quantization: Quantization,
+    weights: &[f32],
+    integers: &mut [i8],
+    scales: &mut [f32],
+    minima: &mut [f32],
+) -> QuantizationError {
+    let group = quantization.group as usize;
+    if quantization.bits == 4 {
+        quantize_block_in_phases::<15>(RANGES_OF_4_BITS, group, weights, integers, scales, minima)
+    } else {
+        quantize_block_in_phases::<255>(RANGES_OF_8_BITS, group, weights, integers, scales, minima)
+    }
+}
+
+/// Takes each step for all groups before the next, because the steps of one group wait for one another.
+#[inline(always)]
+fn quantize_block_in_phases<const LARGEST: u16>(
+    ranges: [f32; CANDIDATES],
+    group: usize,
+    weights: &[f32],
+    integers: &mut [i8],
+    scales: &mut [f32],
+    minima: &mut [f32],
+) -> QuantizationError {
+    let mut spans = [Span::default(); BLOCK_GROUPS];
+    for (span, weights) in spans.iter_mut().zip(weights.chunks(group)) {
+        *span = Span::of(weights);
+    }
+    let mut sums = [CandidateSums::ZERO; BLOCK_GROUPS];
+    for ((sums, span), weights) in sums.iter_mut().zip(&spans).zip(weights.chunks(group)) {
+        *sums = CandidateSums::of::<LARGEST>(weights, *span, ranges);
+    }
+    let lines = sums.iter().zip(&spans).zip(weights.chunks(group)).zip(scales.iter_mut().zip(&mut *minima));
+    for (((sums, span), weights), (scale, minimum)) in lines {
+        (*scale, *minimum) = sums.best_line::<LARGEST>(span.middle, weights.len() as f32);
+    }
+    let mut differences = [0.0; LONGEST_GROUP * BLOCK_GROUPS];
+    let differences = &mut differences[..weights.len()];
+    let groups = integers.chunks_mut(group).zip(weights.chunks(group)).zip(differences.chunks_mut(group));
+    for (((integers, weights), differences), (scale, minimum)) in groups.zip(scales.iter().zip(&*minima)) {
+        let inverse = inverse_of(*scale);
+        for ((integer, weight), difference) in integers.iter_mut().zip(weights).zip(differences) {
+            let rounded = cut::<LARGEST>((weight - minimum) * inverse) + ROUNDING;
+            // The sum's lowest bits are the integer's.
+            *integer = rounded.to_bits() as i8;
+            *difference = weight - ((rounded - ROUNDING) * scale + minimum);
+        }
+    }
+    QuantizationError { differences: square_sum(differences).into(), weights: square_sum(weights).into() }
+}
+
+/// The nearest value that an unsigned integer can have.
+#[inline(always)]
+fn cut<const LARGEST: u16>(value: f32) -> f32 {
+    value.max(0.0).min(f32::from(LARGEST))
+}
+
+/// Where a group's weights lie.
+#[derive(Clone, Copy, Default)]
+struct Span {
+    middle: f32,
+    width: f32,
+}
+
+impl Span {
+    #[inline(always)]
+    fn of(weights: &[f32]) -> Self {
+        let (mut smallest, mut largest) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
+        let (whole, rest) = weights.as_chunks::<LANES>();
+        for weights in whole {
+            for lane in 0..LANES {
+                smallest[lane] = lesser(smallest[lane], weights[lane]);
+                largest[lane] = greater(largest[lane], weights[lane]);
+            }
+        }
+        for weight in rest {
+            smallest[0] = lesser(smallest[0], *weight);
+            largest[0] = greater(largest[0], *weight);
+        }
+        for lane in 1..LANES {
+            smallest[0] = lesser(smallest[0], smallest[lane]);
+            largest[0] = greater(largest[0], largest[lane]);
+        }
+        let (smallest, largest) = (smallest[0], largest[0]);
+        Self { middle: 0.5 * smallest + 0.5 * largest, width: largest - smallest }
+    }
+}
+
+/// Sums over one group for each candidate, of weights and integers from their middles on.
+#[derive(Clone, Copy)]
+struct CandidateSums {
+    /// Of weight · integer.
+    products: [f32; CANDIDATES],
+    /// Of integer².
+    squares: [f32; CANDIDATES],
+    /// Of the integers.
+    integers: [f32; CANDIDATES],
+    /// Of the weights.
+    weights: f32,
+}
+
+impl CandidateSums {
+    const ZERO: Self = Self {
+        products: [0.0; CANDIDATES],
+        squares: [0.0; CANDIDATES],
+        integers: [0.0; CANDIDATES],
+        weights: 0.0,
+    };
+
+    /// Candidates lie side by side, and weights are taken from the middle, where they are small.
+    #[inline(always)]
+    fn of<const LARGEST: u16>(weights: &[f32], span: Span, ranges: [f32; CANDIDATES]) -> Self {
+        let steps = f32::from(LARGEST);
+        let inverses = ranges.map(|range| inverse_of(span.width * range / steps));
+        let mut sums = Self::ZERO;
+        for weight in weights {
+            let weight = weight - span.middle;
+            sums.weights += weight;
+            for candidate in 0..CANDIDATES {
+                let place = cut::<LARGEST>(weight * inverses[candidate] + 0.5 * steps);
+                // Integers too are taken from their middle, so that little cancels below.
+                let integer = (place + ROUNDING) - ROUNDING - 0.5 * steps;
+                sums.products[candidate] += weight * integer;
+                sums.squares[candidate] += integer * integer;
+                sums.integers[candidate] += integer;
+            }
+        }
+        sums
+    }
+
+    /// Scale and minimum of the best line through a group's weights. A line explains as much of the squares
+    /// as its slope does, and the mean, which all share.
+    #[inline(always)]
+    fn best_line<const LARGEST: u16>(&self, middle: f32, count: f32) -> (f32, f32) {
+        let mut best = (0.0, 0.0, 0.0);
         for candidate in 0..CANDIDATES {
-            let place = (weight * inverses[candidate] + 0.5 * steps).max(0.0).min(steps);
-            // Integers too are taken from their middle, so that little cancels below.
-            let integer = (place + ROUNDING) - ROUNDING - 0.5 * steps;
-            products[candidate] += weight * integer;
-            squares[candidate] += integer * integer;
-            sums[candidate] += integer;
+            let integers = self.integers[candidate];
+            let shared = self.products[candidate] - integers * self.weights / count;
+            let spread = self.squares[candidate] - integers * integers / count;
+            let explained = shared * shared / spread;
+            if explained > best.0 {
+                best = (explained, shared / spread, integers);
+            }
         }
+        let (_, slope, integers) = best;
+        let scale = through_f16(slope);
+        // Where zero would be, with what rounding the scale has moved.
+        let minimum = middle + (self.weights - scale * integers) / count - 0.5 * f32::from(LARGEST) * scale;
+        (scale, through_f16(minimum))
     }
-    let count = weights.len() as f32;
-    // A line explains as much of the squares as its slope does, and the mean, which all share.
-    let mut best = (0.0, 0.0, 0.0);
-    for candidate in 0..CANDIDATES {
-        let shared = products[candidate] - sums[candidate] * sum / count;
-        let spread = squares[candidate] - sums[candidate] * sums[candidate] / count;
-        let explained = shared * shared / spread;
-        if explained > best.0 {
-            best = (explained, shared / spread, sums[candidate]);
-        }
-    }
-    let (_, slope, integers) = best;
-    let scale = through_f16(slope);
-    // Where zero would be, with what rounding the scale has moved.
-    Line { scale, minimum: through_f16(middle + (sum - scale * integers) / count - 0.5 * steps * scale) }
 }
 
 /// The nearest number that an f16 holds, and is finite.
+#[inline(always)]
 fn through_f16(value: f32) -> f32 {
     f16_to_f32(f32_to_f16(value.clamp(-LARGEST_F16, LARGEST_F16)))
 }
@@ -160,6 +281,31 @@ mod tests {
         {
             round_row(INT4, &mut row);
             assert!(row.iter().all(|weight| weight.is_finite()), "{row:?}");
+        }
+    }
+
+    #[test]
+    fn every_width_of_vectors_and_every_neighbourhood_gives_the_same_bits() {
+        for quantization in [INT4, INT8, Quantization { group: 128, ..INT4 }] {
+            let group = quantization.group as usize;
+            // Of both signs, and groups of zeros of both signs.
+            let weight = |index: usize| match index / group % 5 {
+                4 if index.is_multiple_of(3) => -0.0,
+                4 => 0.0,
+                _ => (index.wrapping_mul(2_654_435_761) >> 7 & 0xffff) as f32 / 65536.0 - 0.3,
+            };
+            let weights: Vec<f32> = (0..group * 37 + 13).map(weight).collect();
+            let mut block = (vec![0; weights.len()], vec![0.0; 38], vec![0.0; 38]);
+            let (integers, scales, minima) = (&mut block.0, &mut block.1, &mut block.2);
+            quantize_groups_with_minima(quantization, &weights, integers, scales, minima);
+            for (index, weights) in weights.chunks(group).enumerate() {
+                let (mut alone, mut scale, mut minimum) = (vec![0; weights.len()], [0.0], [0.0]);
+                quantize_block(quantization, weights, &mut alone, &mut scale, &mut minimum);
+                assert_eq!(alone, integers[index * group..][..alone.len()], "{quantization}, group {index}");
+                let bits = (scale[0].to_bits(), minimum[0].to_bits());
+                let expected = (scales[index].to_bits(), minima[index].to_bits());
+                assert_eq!(bits, expected, "{quantization}, group {index}");
+            }
         }
     }
 
