@@ -82,6 +82,25 @@ fn targets_that_cannot_share_a_program_are_refused_by_name() {
 }
 
 #[test]
+fn a_name_that_is_a_checkpoint_s_directory_too_is_refused_with_both_ways_out() {
+    let folder = TempDir::with_prefix("qwen2c-test-").expect("a temporary directory");
+    let plan = |model: &str| {
+        let arguments = ["plan", "--target", "x86-64-v3", "--bandwidth", "50", "--json", "--model", model];
+        run(Command::new(compiler()).args(arguments).current_dir(folder.path()))
+    };
+    // Neither a program nor a directory with something else is what `--model` could mean.
+    std::fs::create_dir(folder.path().join("7b")).expect("a writable directory");
+    std::fs::write(folder.path().join("0.5B"), "a program").expect("a writable directory");
+    assert_eq!(plan("7b").success().json()["model"], "qwen2-7b");
+    assert_eq!(plan("0.5B").success().json()["model"], "qwen2-0.5b");
+    let config = Golden::load("dense-gqa").model().join("config.json");
+    std::fs::copy(config, folder.path().join("7b/config.json")).expect("a copy");
+    plan("7b").refused(1, &["`./7b` names the directory", "`Qwen/Qwen2-7B` the published model"]);
+    assert_eq!(plan("./7b").success().json()["model"], "qwen2-93k");
+    assert_eq!(plan("Qwen/Qwen2-7B").success().json()["model"], "qwen2-7b");
+}
+
+#[test]
 fn near_misses_get_a_suggestion() {
     let refused = |arguments: &[&str], suggestion: &str| {
         let outcome = qwen2c(arguments);

@@ -216,7 +216,8 @@ pub fn known_models() -> Vec<KnownModel> {
     ROWS.iter().flat_map(|row| [row.model(false), row.model(true)]).collect()
 }
 
-/// The model that `text` names; `None` where it names an existing path instead.
+/// The model that `text` names; `None` where it names an existing path instead. What is both is refused: a
+/// published model would be fetched and compiled instead of somebody's own, or the other way round.
 pub(crate) fn find_model(text: &str) -> Result<Option<KnownModel>, Diagnostic> {
     let wanted = text.to_lowercase();
     let wanted = wanted.strip_prefix("qwen/").unwrap_or(&wanted);
@@ -227,7 +228,8 @@ pub(crate) fn find_model(text: &str) -> Result<Option<KnownModel>, Diagnostic> {
     for row in ROWS {
         let full = stem.strip_prefix(row.generation).and_then(|rest| rest.strip_prefix('-'));
         if full == Some(row.size) || (row.generation == QWEN2 && stem == row.size) {
-            return Ok(Some(row.model(tuned)));
+            let model = row.model(tuned);
+            return if is_checkpoint(text) { Err(two_meanings(text, &model)) } else { Ok(Some(model)) };
         }
     }
     if std::path::Path::new(text).exists() {
@@ -240,6 +242,20 @@ pub(crate) fn find_model(text: &str) -> Result<Option<KnownModel>, Diagnostic> {
             .help(format!("the next generation has the same size: `qwen1.5{}`", &wanted["qwen".len()..])));
     }
     Err(unknown_model(text, stem))
+}
+
+/// Whether `--model` could mean this directory. Others, and files, may have any name: a program that was
+/// built before, for example.
+fn is_checkpoint(text: &str) -> bool {
+    std::path::Path::new(text).join("config.json").is_file()
+}
+
+/// A name and a path.
+fn two_meanings(text: &str, model: &KnownModel) -> Diagnostic {
+    let other_name = if text == model.repository { &model.name } else { model.repository };
+    Diagnostic::new(format!("`{text}` is a published model and a checkpoint in the working directory"))
+        .at("`--model`")
+        .help(format!("`./{text}` names the directory, `{other_name}` the published model"))
 }
 
 /// Neither a name nor a path.
