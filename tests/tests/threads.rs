@@ -1,6 +1,8 @@
 //! The number of threads changes the time, never a bit of the answer.
 
-use qwen2c_tests::{Build, Golden};
+use std::process::Command;
+
+use qwen2c_tests::{Build, Golden, Outcome, Program, run, skip};
 
 #[test]
 fn answers_do_not_depend_on_the_number_of_threads() {
@@ -31,4 +33,39 @@ fn more_threads_than_cores_are_named_once_with_what_is_faster() {
     let said = outcome.success().stderr;
     assert_eq!(said.matches("900 threads take turns").count(), 1, "{said}");
     assert!(said.contains("`--threads "), "{said}");
+}
+
+/// Runs a program on the first processor that this process may use; none where nothing can pin it.
+fn run_on_one_core(program: &Program, arguments: &[&str]) -> Option<Outcome> {
+    let status = std::fs::read_to_string("/proc/self/status").expect("`/proc` is there");
+    let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).expect("a list");
+    let first = allowed.trim().split([',', '-']).next().expect("a processor");
+    let mut command = Command::new("taskset");
+    command.args(["-c", first]).arg(program.path()).args(arguments);
+    if Command::new("taskset").arg("--version").output().is_err() {
+        skip("`taskset` of util-linux pins programs, and is not there");
+        return None;
+    }
+    Some(run(&mut command))
+}
+
+#[test]
+fn threads_that_share_a_core_answer_the_same() {
+    for name in ["talking", "moe-normalized"] {
+        let golden = Golden::load(name);
+        let program = Build::new(golden.model()).finish();
+        let prompt = &golden.prompts[&33].tokens;
+        let expected = qwen2c_tests::id_list(&program.greedy(prompt, 24, &["--threads", "1"]));
+        let prompt = qwen2c_tests::id_list(prompt);
+        let fixed =
+            ["run", "--tokens", &prompt, "-n", "24", "--temperature", "0", "--repetition-penalty", "1"];
+        for (threads, asked) in [(4, &["--threads", "4"][..]), (1, &[])] {
+            let more = [&fixed[..], &["--print-tokens", "--ignore-eos"], asked].concat();
+            let Some(outcome) = run_on_one_core(&program, &more) else { return };
+            let outcome = outcome.success();
+            assert_eq!(outcome.text().trim_end(), expected, "{name}, {threads} threads on one core");
+            let notes = outcome.stderr.matches("take turns on the one physical core").count();
+            assert_eq!(notes, usize::from(threads > 1), "{}", outcome.stderr);
+        }
+    }
 }

@@ -121,8 +121,9 @@ fn placement(arguments: &Arguments, console: &mut Console<'_>) -> Result<Placeme
     let placement = Placement::choose(asked);
     if placement.shares_cores {
         let (threads, cores) = (placement.threads, placement.usable);
+        let which = if cores == 1 { "one physical core" } else { &format!("{cores} physical cores") };
         console.note(&format!(
-            "note: {threads} threads take turns on the {cores} physical cores this process may use; \
+            "note: {threads} threads take turns on the {which} this process may use; \
              `--threads {cores}` is faster"
         ));
     }

@@ -307,6 +307,16 @@ mod tests {
     }
 
     #[test]
+    fn workers_that_share_one_core_compute_the_same() {
+        let core = Placement::choose(Some(1)).cores;
+        let shared = Placement { threads: 4, cores: core.repeat(4), shares_cores: true, usable: 1 };
+        let expected = cells_after(&Placement::unpinned(1), 50, Duration::ZERO);
+        // On a thread of its own, because the first worker is pinned too.
+        let found = std::thread::spawn(move || cells_after(&shared, 50, Duration::ZERO));
+        assert_eq!(found.join().expect("the workers end"), expected);
+    }
+
+    #[test]
     fn workers_that_fell_asleep_wake_up() {
         // Long enough for every worker to give up spinning and yielding.
         let pause = Duration::from_millis(60);
