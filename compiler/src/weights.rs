@@ -1,6 +1,7 @@
 //! Weights on their way from the checkpoint into the program: read by rows, packed, hashed, written.
 //!
-//! Nothing is held but a few rows for each thread, so a model of any size builds in little memory.
+//! Nothing is held but a few rows for each thread, so a model of any size builds in little memory: there are
+//! as many threads as cores, and fewer where their rows would be too many bytes.
 
 use std::cmp::Reverse;
 use std::fs::File;
@@ -20,8 +21,16 @@ use crate::failure::Failure;
 use crate::program::weight_entry;
 use crate::progress::Progress;
 
-/// Packing is limited by the disk and the conversion of numbers; more threads only cost memory.
-const MOST_THREADS: usize = 8;
+/// Bytes that all threads together may hold. Each takes a weight of its own, so the largest, which is the
+/// embedding, is the longest that a build takes however many cores there are: for 7B the time of 14 of them.
+const MOST_BYTES: u64 = 1 << 30;
+
+/// Rows that a thread holds at most: those of one panel.
+const PANEL_ROWS: u64 = 16;
+
+/// Bytes of each element of these rows: read and without padding 4 each, its integer twice, packed 4, and a
+/// scale and a minimum, 8 each (with and without padding), for every 16.
+const BYTES_OF_AN_ELEMENT: u64 = 4 + 4 + 2 + 4 + 1;
 
 /// A weight that was written: its entry in the table, and what quantization lost.
 pub(crate) type WrittenWeight = (WeightEntry, QuantizationError);
@@ -47,7 +56,8 @@ pub(crate) fn write_weights(
     let results: Vec<Mutex<Option<Result<WrittenWeight, Failure>>>> =
         weights.iter().map(|_| Mutex::new(None)).collect();
     let file = BlockFile::new(file);
-    let threads = thread::available_parallelism().map_or(1, std::num::NonZero::get).min(MOST_THREADS);
+    let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = packing_threads(cores, weights);
     thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
@@ -75,6 +85,19 @@ pub(crate) fn write_weights(
         .collect::<Result<Vec<_>, Failure>>()?;
     written.sort_unstable_by_key(|(index, _)| *index);
     Ok(written.into_iter().map(|(_, weight)| weight).collect())
+}
+
+/// One for each core and weight, as far as what they hold together stays below [`MOST_BYTES`].
+fn packing_threads(cores: usize, weights: &[PlacedWeight]) -> usize {
+    let most_bytes = weights.iter().map(|placed| bytes_of_a_thread(placed.weight.ty.columns())).max();
+    let affordable = MOST_BYTES / most_bytes.unwrap_or(MOST_BYTES);
+    cores.min(weights.len()).min(affordable as usize).max(1)
+}
+
+/// Most bytes that a thread holds of a weight with so many columns: what is collected for a write, as much
+/// again of the checkpoint's file (a row of it may be more), and the rows of a panel on their way.
+fn bytes_of_a_thread(columns: u64) -> u64 {
+    2 * BLOCK_BYTES as u64 + 4 * columns + PANEL_ROWS * columns * BYTES_OF_AN_ELEMENT
 }
 
 fn write_weight(
@@ -191,7 +214,7 @@ mod tests {
     use qwen2c_request::{Dimension, Element, WeightLayout, WeightType};
     use sha2::{Digest, Sha256};
 
-    use super::write_weights;
+    use super::{MOST_BYTES, bytes_of_a_thread, packing_threads, write_weights};
     use crate::failure::Failure;
     use crate::progress::Progress;
 
@@ -259,6 +282,26 @@ mod tests {
             let start = 4096 + entry.offset as usize;
             let expected: [u8; 32] = Sha256::digest(&bytes[start..start + entry.bytes as usize]).into();
             assert_eq!(entry.sha256, expected, "{}", entry.name);
+        }
+    }
+
+    #[test]
+    fn threads_are_as_many_as_cores_while_they_hold_little() {
+        let weights = |count: u64, columns: u64| -> Vec<PlacedWeight> {
+            (0..count).map(|index| placed("a", 64, columns, index, 1)).collect()
+        };
+        // The widest of 7B and of 72B.
+        assert_eq!(packing_threads(64, &weights(300, 18_944)), 64);
+        assert_eq!(packing_threads(64, &weights(900, 29_568)), 64);
+        assert_eq!(packing_threads(64, &weights(3, 64)), 3);
+        assert_eq!(packing_threads(64, &[]), 1);
+        for columns in [64, 29_568, 1 << 20, 1 << 24, 1 << 30] {
+            let threads = packing_threads(1000, &weights(2000, columns)) as u64;
+            assert!(
+                threads == 1 || threads * bytes_of_a_thread(columns) <= MOST_BYTES,
+                "{columns}: {threads}"
+            );
+            assert!((threads + 1) * bytes_of_a_thread(columns) > MOST_BYTES || threads == 1000, "{columns}");
         }
     }
 
