@@ -13,6 +13,7 @@ mod faults;
 mod interpreter;
 mod memory;
 mod parity;
+mod plan;
 mod program;
 mod quantized;
 mod reproducible;

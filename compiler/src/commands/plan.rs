@@ -1,11 +1,16 @@
 //! `qwen2c plan`: what a build would need and reach, without building.
 
+use std::collections::BTreeSet;
 use std::io::Write;
+use std::path::PathBuf;
 
 use console::style;
-use qwen2c_checkpoint::{describe_model, parameter_count};
+use qwen2c_checkpoint::{
+    ModelDescription, ResolvedModel, describe_model, open_model, parameter_count, resolve_model,
+};
 use qwen2c_format::Diagnostic;
-use qwen2c_request::Target;
+use qwen2c_graph::{WeightStorage, settle_minima};
+use qwen2c_request::{Quantization, Target};
 use serde::Serialize;
 
 use crate::arguments::PlanArguments;
@@ -33,6 +38,10 @@ struct PlanReport {
     context: u64,
     model_maximum_context: u64,
     memory: MemoryTable,
+    /// Bytes of weights if every group that may get a minimum wanted one; absent where a build would write
+    /// `memory.weight_bytes` for certain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    most_weight_bytes: Option<u64>,
     total_bytes: u64,
     machine_memory_bytes: u64,
     largest_context: u64,
@@ -85,9 +94,18 @@ fn report(
     let config = &description.config;
     let output = request.output_path(&config.name);
     let emitted = EmittedText::new(request.emit_path(&output), request.emit.clone());
-    // No tensor is read here: groups that a build would give minima are planned without.
     let storage = request.quant.storage(&description);
-    let planned = plan_model(request, &description, &storage, &emitted, timings)?;
+    let settled = timings.measure("sample", || settled_storage(request, &description, &storage));
+    let most_weight_bytes = match (&settled, &storage) {
+        (None, WeightStorage::Quantized(quantization)) => {
+            let with_minima = WeightStorage::Quantized(Quantization { has_minimum: true, ..*quantization });
+            let unemitted = EmittedText::new(PathBuf::new(), BTreeSet::new());
+            let most = plan_model(request, &description, &with_minima, &unemitted, &mut Timings::default())?;
+            Some(most.plan.weight_bytes)
+        }
+        _ => None,
+    };
+    let planned = plan_model(request, &description, &settled.unwrap_or(storage), &emitted, timings)?;
     let memory = MemoryTable::new(&planned.plan);
     let machine_memory_bytes = machine.memory_bytes;
     let prompts = prompt_predictions(&planned.schedule, &planned.plan, planned.context, &machine);
@@ -100,12 +118,31 @@ fn report(
         context: planned.context,
         model_maximum_context: config.max_context,
         memory,
+        most_weight_bytes,
         total_bytes: memory.total_bytes(),
         machine_memory_bytes,
         largest_context: memory.largest_context(planned.context, config.max_context, machine_memory_bytes),
         prediction: DecodePrediction::new(&planned.schedule, &planned.plan, planned.context, machine),
         prompts,
     })
+}
+
+/// The storage that a build would settle on, from the tensors it would read; none where they are not at hand:
+/// nothing is fetched for a plan, and a directory may hold a configuration alone.
+fn settled_storage(
+    request: &BuildRequest,
+    description: &ModelDescription,
+    storage: &WeightStorage,
+) -> Option<WeightStorage> {
+    if !matches!(storage, WeightStorage::Quantized(_)) {
+        return Some(storage.clone());
+    }
+    let model = request.model_request();
+    let is_at_hand =
+        model.weights.is_some() || matches!(resolve_model(model.model), Ok(ResolvedModel::Path(_)));
+    // What is wrong with the tensors a build will say.
+    let tensors = is_at_hand.then(|| open_model(&model, &mut |_| {}).ok())??.tensors;
+    settle_minima(&description.config, storage.clone(), tensors.as_ref()).ok()
 }
 
 fn lines(report: &PlanReport) -> Vec<String> {
@@ -124,6 +161,9 @@ fn lines(report: &PlanReport) -> Vec<String> {
         style(units::bytes(report.total_bytes)).bold().to_string(),
     ]);
     section(&mut lines, "memory", memory.lines(4));
+    if let Some(most) = report.most_weight_bytes {
+        lines.push(format!("    the weights are up to {} if their groups want minima", units::bytes(most)));
+    }
     let machine = units::bytes(report.machine_memory_bytes);
     let name = &report.prediction.machine.name;
     lines.push(match report.largest_context {
