@@ -2,6 +2,7 @@
 //!
 //! The tests start `qwen2c` and the programs it emits as a user would; nothing here links LLVM.
 
+mod checkpoint;
 mod compiler;
 mod device;
 mod gguf;
@@ -11,6 +12,7 @@ mod tensors;
 
 use std::path::{Path, PathBuf};
 
+pub use checkpoint::{Blocks, Widths};
 pub use compiler::{Build, Program, compiler, has_target, host_targets};
 pub use device::Device;
 pub use gguf::{GreedyAnswer, smollm2_gguf, smollm2_golden};

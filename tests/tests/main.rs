@@ -20,3 +20,4 @@ mod reproducible;
 mod rooms;
 mod stages;
 mod threads;
+mod uneven_widths;

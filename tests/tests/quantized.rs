@@ -1,6 +1,7 @@
 //! Quantized programs: against the interpreter on the dequantized weights, and against what was lost.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::Command;
 
 use qwen2c_checkpoint::Checkpoint;
@@ -14,7 +15,7 @@ const LENGTH: usize = 33;
 
 /// What a program rounds besides weights.
 #[derive(Clone, Copy)]
-struct Rounding {
+pub(crate) struct Rounding {
     /// Inputs of products with quantized weights.
     multiplies_integers: bool,
     /// What attention multiplies.
@@ -22,7 +23,7 @@ struct Rounding {
 }
 
 /// What the program of a processor rounds, which it tells by the name of its target.
-fn rounding(program: &Program) -> Rounding {
+pub(crate) fn rounding(program: &Program) -> Rounding {
     let info = program.run(["info", "--json"]).success().json();
     let target = info["target"].as_str().expect("the target's name");
     let multiplies_bf16_pairs = target.contains("avx512bf16") || target == "x86-64-amx";
@@ -31,13 +32,14 @@ fn rounding(program: &Program) -> Rounding {
 
 /// The interpreter's logits on the dequantized weights, the checkpoint's own where `quant` is none, with
 /// activations rounded as programs round them and nothing fused.
-fn interpreted(
-    golden: &Golden,
+pub(crate) fn interpreted(
+    model: &Path,
+    tokens: &[u32],
     dtype: Element,
     quant: Option<Quantization>,
     Rounding { multiplies_integers, multiplies_bf16_pairs }: Rounding,
 ) -> Vec<f32> {
-    let checkpoint = Checkpoint::open(&golden.model()).expect("a golden checkpoint");
+    let checkpoint = Checkpoint::open(model).expect("a checkpoint");
     let config = &checkpoint.description.config;
     let kept = || WeightStorage::ByTensor(checkpoint.description.quantized_tensors.clone());
     let storage = quant.map_or_else(kept, WeightStorage::Quantized);
@@ -59,7 +61,6 @@ fn interpreted(
     };
     run_passes(&mut graph, &context, &fusions, &mut |_, _, _| {}).expect("a valid graph");
     let mut interpreter = Interpreter::new(&graph, &checkpoint).expect("a valid graph");
-    let tokens = &golden.prompts[&LENGTH].tokens;
     let rows: Vec<u32> = (0..tokens.len() as u32).collect();
     interpreter.step(tokens, &rows, &vec![0; rows.len()], &rows).expect("a step")
 }
@@ -78,7 +79,7 @@ fn assert_agrees(
 ) {
     let tokens = &golden.prompts[&LENGTH].tokens;
     let program = build(golden, quant, dtype.name(), target);
-    let expected = interpreted(golden, dtype, format, rounding(&program));
+    let expected = interpreted(&golden.model(), tokens, dtype, format, rounding(&program));
     let tolerance = if dtype == Element::F32 { 1e-4 } else { 2e-2 };
     for rows in ["256", "1"] {
         let error = relative_l2(&program.logits(tokens, &["--prompt-rows", rows]).values, &expected);
@@ -100,10 +101,11 @@ fn programs_on_a_device_agree_with_the_interpreter_on_the_dequantized_weights() 
     let rounding = Rounding { multiplies_integers: false, multiplies_bf16_pairs: false };
     for (name, quant, format, dtype) in formats {
         let golden = Golden::load(name);
-        let expected = interpreted(&golden, dtype, format, rounding);
+        let tokens = &golden.prompts[&LENGTH].tokens;
+        let expected = interpreted(&golden.model(), tokens, dtype, format, rounding);
         let program = build(&golden, quant, dtype.name(), "sm_80");
         let tolerance = if dtype == Element::F32 { 1e-4 } else { 2e-2 };
-        let found = Device::new(80, 3).logits(&program, &golden.prompts[&LENGTH].tokens);
+        let found = Device::new(80, 3).logits(&program, tokens);
         let error = relative_l2(&found.values, &expected);
         assert!(error <= tolerance, "{name} {quant} {dtype}: off by {error:.3e}");
     }

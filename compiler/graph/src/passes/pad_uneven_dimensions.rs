@@ -29,7 +29,9 @@
 //! # When it does not apply
 //!
 //! Where the width is a multiple already, where a weight or a value of the chain has another reader, or
-//! where all experts come from one tensor, between whose experts no zeros fit.
+//! where all experts come from one tensor, between whose experts no zeros fit. Readers of checkpoints give
+//! each expert as a tensor of its own, also where a file stacks them, so that this is a graph written by hand.
+//! Groups of a quantized weight need no padding: the last of a row may be shorter.
 
 use qwen2c_request::{Operation, Size};
 
