@@ -182,8 +182,8 @@ impl CandidateSums {
         for weight in weights {
             let weight = weight - span.middle;
             sums.weights += weight;
-            for candidate in 0..CANDIDATES {
-                let place = cut::<LARGEST>(weight * inverses[candidate] + 0.5 * steps);
+            for (candidate, inverse) in inverses.iter().enumerate() {
+                let place = cut::<LARGEST>(weight * inverse + 0.5 * steps);
                 // Integers too are taken from their middle, so that little cancels below.
                 let integer = (place + ROUNDING) - ROUNDING - 0.5 * steps;
                 sums.products[candidate] += weight * integer;
