@@ -27,6 +27,7 @@ mod self_test;
 mod stage;
 mod suggestion;
 mod table;
+mod time_limit;
 mod timing;
 mod units;
 mod weights;
