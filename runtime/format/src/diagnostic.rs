@@ -44,6 +44,13 @@ impl Diagnostic {
         self
     }
 
+    /// Adds where it was seen, unless a place nearer to it is known already.
+    #[must_use]
+    pub fn within(mut self, place: impl Into<String>) -> Self {
+        self.place.get_or_insert_with(|| place.into());
+        self
+    }
+
     /// Adds what was found.
     #[must_use]
     pub fn found(mut self, found: impl Into<String>) -> Self {

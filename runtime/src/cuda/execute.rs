@@ -91,6 +91,8 @@ pub(crate) struct DeviceExecutor {
     facts: DeviceFacts,
     image: String,
     is_step_by_step: bool,
+    /// The list that ran last, whose logits are those on the device.
+    last_list: usize,
 }
 
 impl DeviceExecutor {
@@ -111,18 +113,21 @@ impl DeviceExecutor {
         let images = device::check_architecture(&facts, device_code, prefers_ptx)?;
         device::check_shared_memory(&facts, lists)?;
         let handle = driver.device(number)?;
-        let context = Context::new(driver, handle)?;
+        let context = Context::new(driver, handle).map_err(|error| error.within("start: the device"))?;
         device::check_memory(&facts, &context, manifest, persistent::table_bytes(lists))?;
-        let (module, image) = image::load(&context, &images)?;
-        let kernels = bind_kernels(&module, lists)?;
-        let arena = DeviceMemory::zeroed(&context, manifest.arena_bytes, "activations and cache")?;
+        let in_code = |error: Diagnostic| error.within("start: the program's code");
+        let (module, image) = image::load(&context, &images).map_err(in_code)?;
+        let kernels = bind_kernels(&module, lists).map_err(in_code)?;
+        let arena = DeviceMemory::zeroed(&context, manifest.arena_bytes, "activations and cache")
+            .map_err(|error| error.within("start: memory for activations and cache"))?;
         let weights = upload(&context, weights, manifest.weight_bytes)?;
         let lists = bind_lists(program, &arena, &weights)?;
         let is_step_by_step =
             std::env::var_os(STEP_BY_STEP_VARIABLE).is_some_and(|value| !value.is_empty() && value != "0");
         let mut executor = Self {
             decode: None,
-            exchange: Exchange::new(&context, manifest, &program.lists)?,
+            exchange: Exchange::new(&context, manifest, &program.lists)
+                .map_err(|error| error.within("start: memory for inputs and logits"))?,
             events: Vec::new(),
             kernels,
             lists,
@@ -133,18 +138,27 @@ impl DeviceExecutor {
             facts,
             image,
             is_step_by_step,
+            last_list: 0,
         };
         if executor.lists[0].max_rows == 1 && !is_step_by_step {
-            let persistent = match &program.lists.persistent {
-                Some(kernel) => executor.persistent_decode(kernel)?.map(WholeDecode::Persistent),
-                None => None,
-            };
-            executor.decode = match persistent {
-                Some(persistent) => Some(persistent),
-                None => Some(WholeDecode::Graph(executor.decode_graph()?)),
-            };
+            let decode = executor.whole_decode(program.lists.persistent.as_ref());
+            let name = &executor.lists[0].name;
+            executor.decode =
+                Some(decode.map_err(|error| error.within(format!("start: the steps of `{name}`")))?);
         }
         Ok(executor)
+    }
+
+    /// The first list at once: as one launch where the program and the device can, else as one graph.
+    fn whole_decode(&self, kernel: Option<&PersistentKernel>) -> Result<WholeDecode, Diagnostic> {
+        let persistent = match kernel {
+            Some(kernel) => self.persistent_decode(kernel)?,
+            None => None,
+        };
+        Ok(match persistent {
+            Some(persistent) => WholeDecode::Persistent(persistent),
+            None => WholeDecode::Graph(self.decode_graph()?),
+        })
     }
 
     /// The device that was chosen.
@@ -183,10 +197,11 @@ impl DeviceExecutor {
             return Ok(());
         }
         let has_logits = job.steps.end == list.steps.len();
+        self.last_list = job.list;
         let is_whole = job.list == 0 && job.steps.start == 0 && has_logits;
         self.exchange.send(&self.arena).map_err(|error| self.at_job(job, error))?;
         if observer.is_interested() {
-            self.start_with_events(job)?;
+            self.start_with_events(job).map_err(|error| self.at_job(job, error))?;
         } else if let Some(decode) = self.decode.as_ref().filter(|_| is_whole) {
             let launched = match decode {
                 WholeDecode::Graph(graph) => graph.launch(),
@@ -221,11 +236,14 @@ impl DeviceExecutor {
     ///
     /// # Errors
     ///
-    /// What the driver says.
+    /// What the driver says, with the step that left them.
     pub(crate) fn logits(&mut self, offset: u64, rows: usize, count: usize) -> Result<&[f32], Diagnostic> {
         if self.exchange.logit_rows() < rows {
-            self.exchange.fetch_logits(&self.arena, rows)?;
-            self.exchange.wait()?;
+            let fetched = self.exchange.fetch_logits(&self.arena, rows).and_then(|()| self.exchange.wait());
+            let last = self.lists[self.last_list].steps.len() - 1;
+            fetched.map_err(|error| {
+                error.within(format!("logits behind {}", self.step_name(self.last_list, last)))
+            })?;
         }
         Ok(self.exchange.logits(offset, count))
     }
@@ -264,7 +282,7 @@ impl DeviceExecutor {
         self.events[0].record()?;
         for (step, event) in job.steps.clone().zip(&self.events[1..]) {
             self.start_step(job, step)?;
-            event.record()?;
+            event.record().map_err(|error| error.at(self.step_name(job.list, step)))?;
         }
         Ok(())
     }
@@ -272,7 +290,9 @@ impl DeviceExecutor {
     /// Tells the observer what the events have measured.
     fn report(&self, job: &Job, observer: &mut impl Observer) -> Result<(), Diagnostic> {
         for (step, events) in job.steps.clone().zip(self.events.windows(2)) {
-            observer.after_step(job.list, step, Some(events[1].seconds_since(&events[0])?));
+            let seconds = events[1].seconds_since(&events[0]);
+            let seconds = seconds.map_err(|error| error.at(self.step_name(job.list, step)))?;
+            observer.after_step(job.list, step, Some(seconds));
         }
         Ok(())
     }
@@ -328,11 +348,11 @@ impl DeviceExecutor {
         format!("step {index} of `{name}`, kernel `{}`{layer}", self.kernels[step.kernel].name)
     }
 
-    /// A failure that is noticed only behind all of a job's steps.
+    /// A failure that no step is known for, because it is noticed only behind all of a job's steps.
     fn at_job(&self, job: &Job, error: Diagnostic) -> Diagnostic {
         let last = job.steps.end - 1;
         let (from, to) = (self.step_name(job.list, job.steps.start), self.step_name(job.list, last));
-        error.at(if job.steps.len() == 1 { from } else { format!("{from}, to {to}") })
+        error.within(if job.steps.len() == 1 { from } else { format!("{from}, to {to}") })
     }
 }
 

@@ -180,8 +180,21 @@ impl Drop for PinnedMemory {
 ///
 /// # Errors
 ///
-/// What the driver says.
+/// What the driver says, with how many bytes were sent before.
 pub(crate) fn upload(context: &Rc<Context>, from: &Mapping, bytes: u64) -> Result<DeviceMemory, Diagnostic> {
+    let mut sent_bytes = 0;
+    upload_counted(context, from, bytes, &mut sent_bytes).map_err(|error| {
+        let (sent, all) = (bytes_text(sent_bytes), bytes_text(bytes));
+        error.within(format!("start: weights to the device, {sent} of {all} sent"))
+    })
+}
+
+fn upload_counted(
+    context: &Rc<Context>,
+    from: &Mapping,
+    bytes: u64,
+    sent_bytes: &mut u64,
+) -> Result<DeviceMemory, Diagnostic> {
     let memory = DeviceMemory::reserve(context, bytes, "weights")?;
     let chunk_bytes = UPLOAD_CHUNK_BYTES.min(bytes);
     let buffer = || -> Result<(PinnedMemory, Event), Diagnostic> {
@@ -203,6 +216,7 @@ pub(crate) fn upload(context: &Rc<Context>, from: &Mapping, bytes: u64) -> Resul
         unsafe { buffer.bytes_mut(0, chunk.len()) }.copy_from_slice(chunk);
         buffer.send(0, chunk.len(), &memory, offset)?;
         sent.record()?;
+        *sent_bytes = behind;
         from.release(offset, count);
     }
     context.synchronize()?;

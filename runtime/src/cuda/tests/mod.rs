@@ -1,5 +1,7 @@
 //! Commands on the counting program, on a device that the fake driver finds.
 
+mod lost_device;
+
 use std::ffi::OsString;
 
 use qwen2c_format::{PersistentKernel, ProgramFile};
@@ -376,32 +378,6 @@ fn ptx_stands_in_for_a_cubin_that_is_refused() {
         "cause: ptxas fatal: line 7\n  cause: no such register",
         "before that, the CUDA driver could not load the program's code (cubin for sm_80)",
     ]);
-}
-
-#[test]
-fn a_device_lost_in_the_middle_ends_with_the_steps_name() {
-    let lost = |name, after| with(|fake| fake.failing = Some((name, fake.count(name) + after, 46)));
-    let name = "CUDA_ERROR_DEVICE_UNAVAILABLE (46)";
-    // Two chunks of five launches, of which the last step has two.
-    lost("cuLaunchKernel", 9);
-    run(&["run", "--raw", "-p", "xaxaxaxaxa"]).says(&[
-        "could not start kernel `logits`",
-        name,
-        "--> step 3 of `prefill_3`, kernel `logits`",
-        "help: look at `nvidia-smi`",
-    ]);
-    lost("cuGraphLaunch", 2);
-    let ended = run(&["run", "--raw", "-p", "xa"]);
-    assert_eq!(ended.output, "bcd\n");
-    ended.says(&[
-        "step 0 of `decode`, kernel `write_cache`, to step 4 of `decode`, kernel `candidates`",
-        name,
-    ]);
-    let mut session = session();
-    lost("cuStreamSynchronize", 0);
-    let error = session.prefill(&[1, 2]).expect_err("the device is lost");
-    assert!(error.to_string().contains("could not finish the work"), "{error}");
-    assert_eq!(session.position(), 0);
 }
 
 #[test]
