@@ -7,6 +7,7 @@ mod compiler;
 mod device;
 mod gguf;
 mod golden;
+mod layer;
 mod run;
 mod tensors;
 
@@ -17,6 +18,7 @@ pub use compiler::{Build, Program, compiler, has_target, host_targets};
 pub use device::Device;
 pub use gguf::{GreedyAnswer, smollm2_gguf, smollm2_golden};
 pub use golden::{GOLDENS, Golden, Prompt, goldens_directory};
+pub use layer::{one_layer_of_7b, one_layer_of_experts};
 pub use run::{Outcome, run, run_with_input, without_cargo_variables};
 pub use tensors::{Tensor, copy_directory, read_tensors, relative_l2, write_tensors};
 

@@ -8,8 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use qwen2c_tests::{Build, Golden, Program, run, skip};
-use serde_json::{Value, json};
+use qwen2c_tests::{Build, Golden, Program, one_layer_of_7b, one_layer_of_experts, run, skip};
 use tempfile::TempDir;
 
 const ARCHITECTURES: [&str; 6] = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"];
@@ -24,24 +23,6 @@ fn assembler() -> Option<PathBuf> {
         skip("QWEN2C_TEST_PTXAS does not name NVIDIA's assembler");
     }
     found
-}
-
-/// Qwen2-7B with one layer and few words.
-fn one_layer(folder: &Path) -> PathBuf {
-    let golden = Golden::load("dense-gqa");
-    let text = fs::read(golden.model().join("config.json")).expect("readable");
-    let mut config: Value = serde_json::from_slice(&text).expect("JSON");
-    let shapes = json!({
-        "hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4,
-        "num_hidden_layers": 1, "max_window_layers": 1, "vocab_size": 2048, "tie_word_embeddings": false,
-        "max_position_embeddings": 8192,
-    });
-    for (name, value) in shapes.as_object().expect("an object") {
-        config[name] = value.clone();
-    }
-    let path = folder.join("config.json");
-    fs::write(path, config.to_string()).expect("writable");
-    folder.to_path_buf()
 }
 
 /// What the assembler reports of one entry point.
@@ -85,11 +66,20 @@ fn dynamic_shared_bytes(program: &Program, entry: &str) -> u64 {
     number_before(line.expect("every launch is listed"), "bytes of shared memory")
 }
 
-/// Builds for an architecture and lists what its kernels use; nothing may be spilled.
+/// Builds in bf16, unless said otherwise, for an architecture and lists what its kernels use; nothing may be
+/// spilled.
 fn table(model: &Path, architecture: &str, more: &[&str]) -> Option<String> {
+    table_with_spills(model, architecture, more, 0)
+}
+
+/// As [`table`], where a kernel may spill so many bytes.
+fn table_with_spills(model: &Path, architecture: &str, more: &[&str], most_spilled: u64) -> Option<String> {
     let assembler = assembler()?;
-    let arguments = ["--target", architecture, "--weights", "random", "--dtype", "bf16", "--emit", "ptx"];
-    let arguments = arguments.iter().chain(&["--pass", "persistent_decode"]).chain(more).copied();
+    let arguments = ["--target", architecture, "--emit", "ptx", "--pass", "persistent_decode"];
+    let dtype = if more.contains(&"--dtype") { &[][..] } else { &["--dtype", "bf16"] };
+    // Only a checkpoint has quantized weights to keep.
+    let weights = if more.contains(&"keep") { &[][..] } else { &["--weights", "random"] };
+    let arguments = arguments.iter().chain(dtype).chain(weights).chain(more).copied();
     let program = Build::new(model).with(arguments).finish();
     let folder = program.directory().join("program.emit/ptx");
     let mut files: Vec<PathBuf> =
@@ -98,11 +88,14 @@ fn table(model: &Path, architecture: &str, more: &[&str]) -> Option<String> {
     let mut lines = Vec::new();
     for usage in files.iter().flat_map(|file| usages(&assembler, architecture, file)) {
         let Usage { entry, registers, shared_bytes, spilled_bytes } = usage;
-        assert_eq!(spilled_bytes, 0, "{architecture} {more:?}: {entry} spills");
+        let is_in_budget = spilled_bytes <= most_spilled;
+        assert!(is_in_budget, "{architecture} {more:?}: {entry} spills {spilled_bytes} bytes");
         assert!(registers <= MOST_REGISTERS);
         let shared_bytes = shared_bytes + dynamic_shared_bytes(&program, &entry);
         assert!(shared_bytes <= 99 << 10, "{architecture} {more:?}: {entry} takes {shared_bytes} bytes");
-        lines.push(format!("{entry}: {registers} registers, {shared_bytes} bytes of shared memory"));
+        let spilled =
+            if spilled_bytes > 0 { format!(", {spilled_bytes} bytes spilled") } else { String::new() };
+        lines.push(format!("{entry}: {registers} registers, {shared_bytes} bytes of shared memory{spilled}"));
     }
     Some(lines.join("\n"))
 }
@@ -110,7 +103,7 @@ fn table(model: &Path, architecture: &str, more: &[&str]) -> Option<String> {
 #[test]
 fn nothing_is_spilled_on_any_architecture() {
     let scratch = TempDir::with_prefix("qwen2c-test-").expect("a temporary directory");
-    let model = one_layer(scratch.path());
+    let model = one_layer_of_7b(scratch.path());
     for architecture in ARCHITECTURES {
         let Some(table) = table(&model, architecture, &["--quant", "int4"]) else { return };
         if architecture == "sm_80" {
@@ -122,10 +115,14 @@ fn nothing_is_spilled_on_any_architecture() {
 #[test]
 fn other_formats_stay_in_their_budget() {
     let scratch = TempDir::with_prefix("qwen2c-test-").expect("a temporary directory");
-    let model = one_layer(scratch.path());
-    for quant in ["none", "int8"] {
-        let Some(table) = table(&model, "sm_80", &["--quant", quant]) else { return };
-        insta::assert_snapshot!(format!("7b-{quant}.resources"), table);
+    let model = one_layer_of_7b(scratch.path());
+    for (name, more) in [
+        ("none", &["--quant", "none"][..]),
+        ("int8", &["--quant", "int8"]),
+        ("f16", &["--quant", "none", "--dtype", "f16"]),
+    ] {
+        let Some(table) = table(&model, "sm_80", more) else { return };
+        insta::assert_snapshot!(format!("7b-{name}.resources"), table);
     }
 }
 
@@ -134,6 +131,39 @@ fn experts_stay_in_their_budget() {
     let golden = Golden::load("moe-sparse-step");
     let Some(table) = table(&golden.model(), "sm_80", &["--quant", "none"]) else { return };
     insta::assert_snapshot!("moe.resources", table);
+}
+
+#[test]
+fn quantized_experts_stay_in_their_budget() {
+    let scratch = TempDir::with_prefix("qwen2c-test-").expect("a temporary directory");
+    let model = one_layer_of_experts(scratch.path());
+    let Some(table) = table(&model, "sm_80", &["--quant", "int4"]) else { return };
+    insta::assert_snapshot!("moe-int4.resources", table);
+}
+
+/// Blocks as GGUF has them: groups of 16 and 32, with scales and minima in f32.
+#[test]
+fn kept_formats_stay_in_their_budget() {
+    let model = Golden::load("gguf-qwen2moe").model();
+    let Some(table) = table(&model, "sm_80", &["--quant", "keep"]) else { return };
+    insta::assert_snapshot!("moe-keep.resources", table);
+}
+
+/// Operations that fusions leave nothing of are kernels of their own here. The product with the most output rows
+/// spills two registers; nobody builds this for speed.
+#[test]
+fn unfused_kernels_spill_next_to_nothing() {
+    let listing = run(Command::new(qwen2c_tests::compiler()).arg("passes")).success().text();
+    let optional = listing.lines().filter(|line| line.contains("optional"));
+    let names = optional.filter_map(|line| line.split_whitespace().next());
+    let mut switches = vec!["--quant", "none"];
+    let fusions = names.filter(|name| *name != "persistent_decode");
+    switches.extend(fusions.flat_map(|name| ["--no-pass", name]));
+    assert!(switches.len() > 2 * 5, "{listing}");
+    let scratch = TempDir::with_prefix("qwen2c-test-").expect("a temporary directory");
+    let model = one_layer_of_7b(scratch.path());
+    let Some(table) = table_with_spills(&model, "sm_80", &switches, 8) else { return };
+    insta::assert_snapshot!("7b-unfused.resources", table);
 }
 
 /// All architectures in one program, with machine code of each beside the PTX.
