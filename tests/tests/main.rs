@@ -7,6 +7,7 @@ mod cuda;
 mod cuda_persistent;
 mod cuda_races;
 mod cuda_resources;
+mod cuda_traffic;
 mod damaged_programs;
 mod examples;
 mod faults;

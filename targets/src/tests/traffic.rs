@@ -1,5 +1,7 @@
 //! What kernels of devices move, to the byte: a token's time on a device is the time of its bytes.
 
+use qwen2c_emulator::Counts;
+
 use super::device::count;
 use super::*;
 
@@ -81,10 +83,12 @@ fn blocks_of_a_large_product_ask_for_the_inputs_once() {
     }
 }
 
-/// Attention of one row: keys and values of all query heads of a kv head are read once.
-#[test]
-fn a_token_reads_the_cache_once() {
-    let (heads, kv_heads, head_dim, context) = (14_u64, 2_u64, 64_u64, 1024_u64);
+/// Attention of one row in a cache with so many positions of which some are behind it.
+fn attention_of_one_row(
+    (heads, kv_heads, head_dim): (u64, u64, u64),
+    context: u64,
+    positions: u64,
+) -> Counts {
     let cache = |kind| CacheType { kind, slots: 1, kv_heads, context, head_dim, element: Element::Bf16 };
     let mut ty = request(
         Operation::Attention { heads, scale: Real(0.125), rounded: false },
@@ -95,9 +99,15 @@ fn a_token_reads_the_cache_once() {
     ty.caches = vec![cache(CacheKind::Key), cache(CacheKind::Value)];
     ty.max_rows = 1;
     let cache_bytes = device().cache_bytes(&ty.caches[0]) as usize;
-    let positions = 900_u64;
     let given = [numbers(heads * head_dim, 43), vec![positions as f32 - 1.0], vec![0.0]];
-    let (counts, _) = count(&device(), &ty, 1, &given, &[], &[vec![0; cache_bytes], vec![0; cache_bytes]]);
+    count(&device(), &ty, 1, &given, &[], &[vec![0; cache_bytes], vec![0; cache_bytes]]).0
+}
+
+/// Keys and values of all query heads of a kv head are read once.
+#[test]
+fn a_token_reads_the_cache_once() {
+    let (heads, kv_heads, head_dim, positions) = (14_u64, 2_u64, 64_u64, 900_u64);
+    let counts = attention_of_one_row((heads, kv_heads, head_dim), 1024, positions);
     let floor = 2 * kv_heads * positions * head_dim * 2;
     // Beside the cache: queries, for each block of positions, and partial results.
     let blocks = positions.div_ceil(256);
@@ -106,4 +116,21 @@ fn a_token_reads_the_cache_once() {
     let beside = counts.global_read_bytes.saturating_sub(queries + partial);
     assert!(beside <= floor + floor / 50, "{} bytes, {floor} at least", counts.global_read_bytes);
     assert!(counts.global_read_bytes >= floor);
+}
+
+/// Of a long text of a 7B memory delivers the cache, and queries and what the blocks leave once.
+#[test]
+fn a_token_of_7b_reads_a_long_cache_once() {
+    let (heads, kv_heads, head_dim, positions) = (28_u64, 4_u64, 128_u64, 4000_u64);
+    let counts = attention_of_one_row((heads, kv_heads, head_dim), 4096, positions);
+    let floor = 2 * kv_heads * positions * head_dim * 2;
+    let blocks = positions.div_ceil(256);
+    // A block leaves its maximum and its sum with each head's result. The slot is read by the attention alone, the
+    // position by the merge as well.
+    let beside = heads * head_dim * 4 + heads * blocks * (head_dim + 2) * 4 + 12;
+    let read = counts.global_distinct_read_bytes;
+    assert!(
+        read >= floor && read <= floor + beside,
+        "{read} bytes, {floor} of the cache, {beside} beside it"
+    );
 }
