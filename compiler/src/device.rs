@@ -30,6 +30,12 @@ const SHARE_OF_MATRIX_RATE: f64 = 0.7;
 /// on an H100 (Luo et al. 2024).
 const SHARE_OF_OLDER_INSTRUCTIONS: f64 = 0.63;
 
+/// Share of the published rate of multiplications and additions in f32 that products of one row reach. Where
+/// weights have 4 bits, one instruction of four multiplies and adds; the others extract a weight and bring it to
+/// f32. A multiprocessor starts instructions for 128 threads in a cycle and multiplies for as many, but for 64 on
+/// `sm_80`.
+const SHARE_OF_VECTOR_RATE: f64 = 0.25;
+
 /// What multiplies matrices on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct MatrixUnit {
@@ -52,6 +58,8 @@ pub(crate) struct AssumedMachine {
     pub(crate) launch_us: f64,
     /// What a barrier between all blocks costs where one launch serves a token.
     pub(crate) barrier_us: f64,
+    /// Operations in f32 with which a token's products are computed; none where that is not known.
+    pub(crate) operations_per_s: Option<f64>,
     /// What multiplies matrices; none where that is not known.
     pub(crate) matrix_unit: Option<MatrixUnit>,
 }
@@ -63,11 +71,18 @@ struct Device {
     memory_gb: u64,
     bandwidth_gb_per_s: f64,
     multiprocessors: u64,
+    /// In f32, outside of the matrix unit.
+    tera_operations_per_s: f64,
     /// Dense, 16-bit elements, sums in f32.
     matrix_tera_operations_per_s: f64,
 }
 
 impl Device {
+    fn operations_per_s(&self) -> f64 {
+        let share = SHARE_OF_VECTOR_RATE * if self.architecture == "sm_80" { 2.0 } else { 1.0 };
+        self.tera_operations_per_s * 1e12 * share
+    }
+
     fn matrix_unit(&self) -> MatrixUnit {
         let is_older = !matches!(self.architecture, "sm_90" | "sm_100");
         let share = if is_older { 1.0 } else { SHARE_OF_OLDER_INSTRUCTIONS } * SHARE_OF_MATRIX_RATE;
@@ -82,7 +97,7 @@ const fn device(
     name: &'static str,
     architecture: &'static str,
     (memory_gb, bandwidth_gb_per_s): (u64, f64),
-    (multiprocessors, matrix_tera_operations_per_s): (u64, f64),
+    (multiprocessors, tera_operations_per_s, matrix_tera_operations_per_s): (u64, f64, f64),
 ) -> Device {
     Device {
         name,
@@ -90,26 +105,27 @@ const fn device(
         memory_gb,
         bandwidth_gb_per_s,
         multiprocessors,
+        tera_operations_per_s,
         matrix_tera_operations_per_s,
     }
 }
 
 /// Known devices; the first of an architecture is assumed where none is named.
 const DEVICES: &[Device] = &[
-    device("a100-80g", "sm_80", (80, 2039.0), (108, 312.0)),
-    device("a100-40g", "sm_80", (40, 1555.0), (108, 312.0)),
-    device("a30", "sm_80", (24, 933.0), (56, 165.0)),
-    device("a10", "sm_86", (24, 600.0), (72, 125.0)),
-    device("a40", "sm_86", (48, 696.0), (84, 149.7)),
-    device("rtx-3090", "sm_86", (24, 936.0), (82, 71.0)),
-    device("l40s", "sm_89", (48, 864.0), (142, 362.0)),
-    device("l4", "sm_89", (24, 300.0), (58, 121.0)),
-    device("rtx-4090", "sm_89", (24, 1008.0), (128, 165.2)),
-    device("h100-sxm", "sm_90", (80, 3350.0), (132, 989.0)),
-    device("h100-pcie", "sm_90", (80, 2000.0), (114, 756.0)),
-    device("h200", "sm_90", (141, 4800.0), (132, 989.0)),
-    device("b200", "sm_100", (180, 8000.0), (148, 2250.0)),
-    device("rtx-5090", "sm_120", (32, 1792.0), (170, 209.5)),
+    device("a100-80g", "sm_80", (80, 2039.0), (108, 19.5, 312.0)),
+    device("a100-40g", "sm_80", (40, 1555.0), (108, 19.5, 312.0)),
+    device("a30", "sm_80", (24, 933.0), (56, 10.3, 165.0)),
+    device("a10", "sm_86", (24, 600.0), (72, 31.2, 125.0)),
+    device("a40", "sm_86", (48, 696.0), (84, 37.4, 149.7)),
+    device("rtx-3090", "sm_86", (24, 936.0), (82, 35.6, 71.0)),
+    device("l40s", "sm_89", (48, 864.0), (142, 91.6, 362.0)),
+    device("l4", "sm_89", (24, 300.0), (58, 30.3, 121.0)),
+    device("rtx-4090", "sm_89", (24, 1008.0), (128, 82.6, 165.2)),
+    device("h100-sxm", "sm_90", (80, 3350.0), (132, 67.0, 989.0)),
+    device("h100-pcie", "sm_90", (80, 2000.0), (114, 51.0, 756.0)),
+    device("h200", "sm_90", (141, 4800.0), (132, 67.0, 989.0)),
+    device("b200", "sm_100", (180, 8000.0), (148, 75.0, 2250.0)),
+    device("rtx-5090", "sm_120", (32, 1792.0), (170, 104.8, 209.5)),
 ];
 
 impl AssumedMachine {
@@ -131,6 +147,7 @@ impl AssumedMachine {
                 bandwidth_bytes_per_s: device.bandwidth_gb_per_s * 1e9 * SHARE_OF_BANDWIDTH,
                 launch_us: LAUNCH_US,
                 barrier_us: BARRIER_US,
+                operations_per_s: Some(device.operations_per_s()),
                 matrix_unit: Some(device.matrix_unit()),
             }),
             (Some(device), _) => Err(Diagnostic::new(format!(
@@ -146,6 +163,7 @@ impl AssumedMachine {
                 bandwidth_bytes_per_s: machine::read_bandwidth_bytes_per_s(),
                 launch_us: 0.0,
                 barrier_us: 0.0,
+                operations_per_s: None,
                 matrix_unit: None,
             }),
         }

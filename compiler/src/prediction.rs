@@ -2,7 +2,8 @@
 //!
 //! Every byte that a token moves is known when the program is planned. Generation reads all weights and
 //! the cache once for each token and computes little with them, so bytes over bandwidth is a bound that
-//! good kernels come close to.
+//! good kernels come close to. Where a machine computes more slowly than it reads, its operations count instead;
+//! launches come on top of either.
 
 use qwen2c_graph::plan::{CostSummary, Plan};
 use qwen2c_graph::schedule::Schedule;
@@ -50,6 +51,54 @@ impl MemoryTable {
     }
 }
 
+/// What takes most of a token's time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Limit {
+    /// Reading weights and cache.
+    MemoryBandwidth,
+    /// Multiplying them.
+    Arithmetic,
+    /// Starting kernels, or waiting at barriers.
+    Launches,
+}
+
+impl Limit {
+    /// As the subject of a sentence.
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Self::MemoryBandwidth => "memory bandwidth",
+            Self::Arithmetic => "arithmetic",
+            Self::Launches => "the time of launches",
+        }
+    }
+}
+
+/// Time of one token, by what it is for.
+#[derive(Clone, Copy)]
+struct TokenTime {
+    bytes_s: f64,
+    operations_s: f64,
+    launches_s: f64,
+}
+
+impl TokenTime {
+    /// Bytes and operations overlap, launches do not.
+    fn all_s(self) -> f64 {
+        self.bytes_s.max(self.operations_s) + self.launches_s
+    }
+
+    fn limit(self) -> Limit {
+        if self.launches_s > self.bytes_s.max(self.operations_s) {
+            Limit::Launches
+        } else if self.operations_s > self.bytes_s {
+            Limit::Arithmetic
+        } else {
+            Limit::MemoryBandwidth
+        }
+    }
+}
+
 /// Generation with one sequence.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct DecodePrediction {
@@ -67,6 +116,10 @@ pub(crate) struct DecodePrediction {
     pub(crate) bytes_per_token_at_full_context: u64,
     /// Floating-point operations of the first token.
     pub(crate) operations_per_token: u64,
+    /// What limits the rate at an empty context.
+    pub(crate) limit: Limit,
+    /// What limits the rate at a full context.
+    pub(crate) limit_at_full_context: Limit,
     /// Upper bound of the rate at an empty context; on a device what is expected.
     pub(crate) tokens_per_s: f64,
     /// Upper bound of the rate at a full context.
@@ -85,17 +138,25 @@ impl DecodePrediction {
             if is_persistent { (1, launches.saturating_sub(1)) } else { (launches, 0) };
         let launches_us = launches_per_token as f64 * machine.launch_us;
         let launches_s = (launches_us + barriers_per_token as f64 * machine.barrier_us) / 1e6;
-        let token_s =
-            |positions: u64| cost.bytes(1, 1, positions) as f64 / machine.bandwidth_bytes_per_s + launches_s;
+        let time = |positions: u64| TokenTime {
+            bytes_s: cost.bytes(1, 1, positions) as f64 / machine.bandwidth_bytes_per_s,
+            operations_s: machine
+                .operations_per_s
+                .map_or(0.0, |rate| cost.operations(1, 1, positions) as f64 / rate),
+            launches_s,
+        };
+        let (empty, full) = (time(1), time(context));
         Self {
             launches_per_token,
             barriers_per_token,
-            share_of_launches: launches_s / token_s(1),
+            share_of_launches: launches_s / empty.all_s(),
             bytes_per_token: cost.bytes(1, 1, 1),
             bytes_per_token_at_full_context: cost.bytes(1, 1, context),
             operations_per_token: cost.operations(1, 1, 1),
-            tokens_per_s: 1.0 / token_s(1),
-            tokens_per_s_at_full_context: 1.0 / token_s(context),
+            limit: empty.limit(),
+            limit_at_full_context: full.limit(),
+            tokens_per_s: 1.0 / empty.all_s(),
+            tokens_per_s_at_full_context: 1.0 / full.all_s(),
             machine,
         }
     }
@@ -103,7 +164,20 @@ impl DecodePrediction {
 
 #[cfg(test)]
 mod tests {
-    use super::MemoryTable;
+    use super::{Limit, MemoryTable, TokenTime};
+
+    #[test]
+    fn bytes_and_operations_overlap_and_the_longest_of_three_is_the_limit() {
+        let time = |bytes_s, operations_s, launches_s| TokenTime { bytes_s, operations_s, launches_s };
+        for (time, all_s, limit) in [
+            (time(4.0, 1.0, 2.0), 6.0, Limit::MemoryBandwidth),
+            (time(1.0, 4.0, 2.0), 6.0, Limit::Arithmetic),
+            (time(2.0, 1.0, 3.0), 5.0, Limit::Launches),
+            (time(2.0, 2.0, 0.0), 2.0, Limit::MemoryBandwidth),
+        ] {
+            assert_eq!((time.all_s(), time.limit()), (all_s, limit));
+        }
+    }
 
     #[test]
     fn the_largest_context_is_what_memory_leaves_up_to_the_model_s_maximum() {

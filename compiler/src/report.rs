@@ -7,6 +7,7 @@ use qwen2c_checkpoint::ModelDescription;
 use qwen2c_format::{Locator, Manifest, ModelSummary};
 use qwen2c_graph::passes::PassReport;
 
+use crate::device::AssumedMachine;
 use crate::prediction::{DecodePrediction, MemoryTable};
 use crate::program::BUILD;
 use crate::prompt_prediction::PromptPrediction;
@@ -178,8 +179,8 @@ pub(crate) fn prediction_lines(prediction: &DecodePrediction, context: u64) -> V
         ]);
     }
     let mut lines = table.lines(4);
-    let bandwidth = format!("    at {:.1} GB/s of memory", machine.bandwidth_bytes_per_s / 1e9);
-    lines.push(style(bandwidth).dim().to_string());
+    lines.push(style(format!("    {}", rates(machine))).dim().to_string());
+    lines.push(style(format!("    {}", limit_text(prediction, context))).dim().to_string());
     if prediction.launches_per_token > 0 {
         let share = 100.0 * prediction.share_of_launches;
         let (name, launch_us) = (&machine.name, machine.launch_us);
@@ -195,6 +196,25 @@ pub(crate) fn prediction_lines(prediction: &DecodePrediction, context: u64) -> V
         lines.push(style(launches).dim().to_string());
     }
     lines
+}
+
+/// `at 1733.2 GB/s of memory and 9.8 TFLOP/s in f32`, the second where it is known.
+fn rates(machine: &AssumedMachine) -> String {
+    let bandwidth = format!("at {:.1} GB/s of memory", machine.bandwidth_bytes_per_s / 1e9);
+    match machine.operations_per_s {
+        Some(rate) => format!("{bandwidth} and {:.1} TFLOP/s in f32", rate / 1e12),
+        None => bandwidth,
+    }
+}
+
+/// `limited by memory bandwidth`, and by what at a full context where that is something else.
+fn limit_text(prediction: &DecodePrediction, context: u64) -> String {
+    let (empty, full) = (prediction.limit, prediction.limit_at_full_context);
+    let limited = format!("limited by {}", empty.text());
+    if empty == full {
+        return limited;
+    }
+    format!("{limited}, at {} positions by {}", units::grouped(context), full.text())
 }
 
 /// What prompts can reach.
@@ -250,7 +270,7 @@ mod tests {
 
     use super::Report;
     use crate::device::AssumedMachine;
-    use crate::prediction::{DecodePrediction, MemoryTable};
+    use crate::prediction::{DecodePrediction, Limit, MemoryTable};
     use crate::quantization_loss::ClassLoss;
 
     fn manifest() -> Manifest {
@@ -335,6 +355,7 @@ mod tests {
                     bandwidth_bytes_per_s: 28.1e9,
                     launch_us: 0.0,
                     barrier_us: 0.0,
+                    operations_per_s: None,
                     matrix_unit: None,
                 },
                 launches_per_token: 0,
@@ -343,6 +364,8 @@ mod tests {
                 bytes_per_token: 5_300_000_000,
                 bytes_per_token_at_full_context: 6_910_612_736,
                 operations_per_token: 5_000_000_000,
+                limit: Limit::MemoryBandwidth,
+                limit_at_full_context: Limit::MemoryBandwidth,
                 tokens_per_s: 5.302,
                 tokens_per_s_at_full_context: 4.066,
             },
@@ -381,6 +404,7 @@ mod tests {
             empty context       ≤ 5.30  tokens/s  4.9 GiB each
             at 8 192 positions  ≤ 4.07  tokens/s  6.4 GiB each
             at 28.1 GB/s of memory
+            limited by memory bandwidth
 
           noticed
             the checkpoint has no tokenizer

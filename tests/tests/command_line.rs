@@ -133,6 +133,52 @@ fn a_device_s_plan_foretells_prompts_in_long_chunks() {
     assert!(bytes(&long) > 4 * bytes(&short), "activations are as many as the longest chunk's");
 }
 
+/// What an A100 is to reach: at 85 % of its bandwidth, 1.5 µs a launch and 1.4 µs a barrier.
+#[test]
+fn the_plan_of_an_a100_reaches_its_rates_and_says_what_limits_them() {
+    let plan = |model: &str, more: &[&str]| {
+        let all = ["plan", "--model", model, "--target", "sm_80", "--device", "a100-80g", "--dtype", "bf16"];
+        qwen2c(&[&all, more].concat()).success()
+    };
+    let persistent = ["--quant", "none", "--pass", "persistent_decode"];
+    for (model, more, least) in [
+        ("7b", &["--quant", "none"][..], 115.0),
+        ("7b", &["--quant", "int4"], 330.0),
+        ("0.5b", &["--quant", "none"], 600.0),
+        ("0.5b", &persistent, 1200.0),
+    ] {
+        let json = plan(model, &[more, &["--json"]].concat()).json();
+        let prediction = &json["prediction"];
+        let number = |name: &str| prediction[name].as_f64().expect("a number");
+        let (rate, machine) = (number("tokens_per_s"), &prediction["machine"]);
+        assert!(rate >= least, "{model} {more:?}: {rate} tokens/s, {least} at least");
+        // The bound is what the memory alone would allow.
+        let bandwidth = machine["bandwidth_bytes_per_s"].as_f64().expect("a rate");
+        assert!((bandwidth / (0.85 * 2039e9) - 1.0).abs() < 1e-9, "{machine}");
+        assert!(rate < bandwidth / number("bytes_per_token"), "{prediction}");
+        assert_eq!(prediction["limit"], "memory_bandwidth", "{prediction}");
+        let text = plan(model, more).text();
+        assert!(text.contains("limited by memory bandwidth"), "{text}");
+    }
+    // Memory without a limit leaves the other two.
+    for (model, quant, limit, words) in [
+        ("0.5b", "none", "launches", "limited by the time of launches"),
+        ("7b", "int4", "arithmetic", "limited by arithmetic"),
+    ] {
+        let more = ["--quant", quant, "--bandwidth", "1000000"];
+        let prediction = plan(model, &[&more[..], &["--json"]].concat()).json()["prediction"].clone();
+        assert_eq!(prediction["limit"], limit, "{prediction}");
+        let number = |name: &str| prediction[name].as_f64().expect("a number");
+        let operations_per_s = prediction["machine"]["operations_per_s"].as_f64().expect("a rate");
+        let operations_s = number("operations_per_token") / operations_per_s;
+        let launches_s = number("launches_per_token") * 1.5e-6;
+        let token_s = 1.0 / number("tokens_per_s");
+        assert!((token_s / (operations_s + launches_s) - 1.0).abs() < 1e-6, "{prediction}");
+        let text = plan(model, &more).text();
+        assert!(text.contains(words), "{text}");
+    }
+}
+
 #[test]
 fn a_plan_is_told_without_a_checkpoint() {
     let plan =
