@@ -116,6 +116,13 @@ impl Context {
         seen: Option<u64>,
     ) -> Answer {
         let call = "cuMemcpyHtoDAsync_v2";
+        let copied_bytes = shared.report.bytes_to_device;
+        if shared.settings.lose_device_after_bytes.is_some_and(|most| copied_bytes >= most) {
+            shared.is_lost = true;
+            let why =
+                format!("the device is lost after {copied_bytes} copied bytes, as the environment asks");
+            return Err(Refusal::new(Status::DEVICE_UNAVAILABLE, why));
+        }
         if seen.is_none() {
             self.land_for_reading(shared, from)?;
         }

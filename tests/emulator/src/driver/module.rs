@@ -122,7 +122,9 @@ pub unsafe extern "C" fn cuModuleLoadDataEx(
             options.errors.write(log, option_values)?;
             options.information.write("", option_values)?;
         }
-        place.write(context.modules.insert(LoadedModule { image: Arc::new(compiled?) }));
+        let loaded = LoadedModule { image: Arc::new(compiled?) };
+        shared.report.load(image);
+        place.write(context.modules.insert(loaded));
         Ok(())
     })
 }

@@ -33,6 +33,8 @@ pub(super) struct Leaks {
 #[derive(Debug, Default)]
 pub(super) struct Report {
     kernels: BTreeMap<String, Counts>,
+    /// Modules that were compiled, in the order of their loads.
+    modules: Vec<Value>,
     /// Calls of `cuLaunchKernel` that were accepted.
     pub(super) launches: u64,
     /// Calls of `cuGraphLaunch` that were accepted.
@@ -60,6 +62,11 @@ impl Report {
                 self.kernels.insert(kernel.to_owned(), *counts);
             }
         }
+    }
+
+    /// Notes that a module of PTX was compiled.
+    pub(super) fn load(&mut self, ptx: &[u8]) {
+        self.modules.push(json!({ "kind": "PTX", "bytes": ptx.len() }));
     }
 
     /// Notes and says that a call was refused.
@@ -120,6 +127,7 @@ impl Report {
             },
             "seed": settings.seed,
             "kernels": kernels,
+            "modules": self.modules,
             "launches": self.launches,
             "graph_launches": self.graph_launches,
             "graph_kernels": self.graph_kernels,

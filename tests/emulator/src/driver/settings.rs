@@ -9,6 +9,7 @@
 //! | `QWEN2C_EMULATOR_DEVICES` | 1 | how many there are, all alike |
 //! | `QWEN2C_EMULATOR_REPORT` | | the file that gets the report, as JSON |
 //! | `QWEN2C_EMULATOR_LOSE_DEVICE_AFTER` | | kernels after which the device is lost |
+//! | `QWEN2C_EMULATOR_LOSE_DEVICE_AFTER_BYTES` | | bytes copied to it after which the device is lost |
 
 use std::path::PathBuf;
 
@@ -27,6 +28,8 @@ pub(super) struct Settings {
     pub(super) report: Option<PathBuf>,
     /// Kernels that run before the device is lost.
     pub(super) lose_device_after: Option<u64>,
+    /// Bytes that are copied to it before the device is lost.
+    pub(super) lose_device_after_bytes: Option<u64>,
 }
 
 impl Settings {
@@ -46,10 +49,7 @@ impl Settings {
             in_range.ok_or_else(|| format!("{name}={value} is too large; the most is {most}"))
         };
         let architecture = small("QWEN2C_EMULATOR_ARCHITECTURE", 80, 999)?;
-        let lose_device_after = match variable("QWEN2C_EMULATOR_LOSE_DEVICE_AFTER") {
-            None => None,
-            Some(_) => Some(number("QWEN2C_EMULATOR_LOSE_DEVICE_AFTER", 0)?),
-        };
+        let optional = |name: &str| variable(name).map(|_| number(name, 0)).transpose();
         Ok(Self {
             seed: number("QWEN2C_EMULATOR_SEED", 0)?,
             model: model(architecture).ok_or_else(|| {
@@ -59,7 +59,8 @@ impl Settings {
             driver_version: small("QWEN2C_EMULATOR_DRIVER_VERSION", 12080, 99_999)?,
             devices: small("QWEN2C_EMULATOR_DEVICES", 1, 64)?,
             report: variable("QWEN2C_EMULATOR_REPORT").map(PathBuf::from),
-            lose_device_after,
+            lose_device_after: optional("QWEN2C_EMULATOR_LOSE_DEVICE_AFTER")?,
+            lose_device_after_bytes: optional("QWEN2C_EMULATOR_LOSE_DEVICE_AFTER_BYTES")?,
         })
     }
 }
@@ -85,6 +86,7 @@ mod tests {
         assert_eq!(settings.model.architecture, 80);
         assert_eq!((settings.memory_bytes, settings.driver_version, settings.devices), (16 << 30, 12080, 1));
         assert_eq!((settings.seed, settings.lose_device_after), (0, None));
+        assert_eq!(settings.lose_device_after_bytes, None);
     }
 
     #[test]
@@ -94,5 +96,6 @@ mod tests {
         assert!(refused("QWEN2C_EMULATOR_ARCHITECTURE", "81").contains("=81"));
         assert!(refused("QWEN2C_EMULATOR_DEVICES", "65").contains("the most is 64"));
         assert!(refused("QWEN2C_EMULATOR_LOSE_DEVICE_AFTER", "soon").contains("soon"));
+        assert!(refused("QWEN2C_EMULATOR_LOSE_DEVICE_AFTER_BYTES", "-1").contains("=-1"));
     }
 }

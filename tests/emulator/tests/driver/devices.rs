@@ -229,3 +229,24 @@ fn a_lost_device_stays_lost() {
     let why = "lost after 2 kernels";
     outcome.refused("cuStreamSynchronize", "CUDA_ERROR_DEVICE_UNAVAILABLE", why);
 }
+
+#[test]
+fn a_device_that_is_lost_in_the_middle_of_copies_stays_lost() {
+    let outcome = alone(&[("QWEN2C_EMULATOR_LOSE_DEVICE_AFTER_BYTES", "20")], || {
+        let device = Device::open();
+        let pinned = Pinned::new(10);
+        let address = get(|out| cuMemAlloc_v2(out, 64)).unwrap();
+        for offset in [0, 16] {
+            done(cuMemcpyHtoDAsync_v2(address + offset, pinned.pointer, 10, device.stream));
+        }
+        device.synchronize();
+        done(cuMemcpyHtoDAsync_v2(address, pinned.pointer, 10, device.stream));
+        assert_eq!(cuStreamSynchronize(device.stream), Status::DEVICE_UNAVAILABLE);
+        assert_eq!(get(|out| cuMemAlloc_v2(out, 64)), Err(Status::DEVICE_UNAVAILABLE));
+        done(cuDevicePrimaryCtxRelease_v2(0));
+    });
+    let Some(outcome) = outcome else { return };
+    assert_eq!(outcome.report["bytes_to_device"], 20);
+    let why = "lost after 20 copied bytes";
+    outcome.refused("cuStreamSynchronize", "CUDA_ERROR_DEVICE_UNAVAILABLE", why);
+}
