@@ -2,6 +2,7 @@
 //! blocks and warps, and what they say where a device does not suit them.
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use qwen2c_tests::{Build, Device, Golden, Program, assert_same_greedy, compiler, relative_l2, run};
 
@@ -175,4 +176,27 @@ fn what_does_not_suit_a_program_is_named_with_both_sides() {
     let unknown = Build::new(Golden::load("dense-gqa").model()).with(["--target", "sm_81"]);
     let scratch = tempfile::tempdir().expect("a temporary directory");
     run(&mut unknown.command(&scratch.path().join("program"))).refused(2, &["sm_81", "did you mean `sm_8"]);
+}
+
+/// What was copied before the device is lost: nothing, or all weights, so that the next copy is that of an id.
+#[test]
+fn a_device_lost_before_the_first_step_ends_with_where_the_program_was() {
+    for more in [&["--dtype", "bf16"][..], &["--pass", "persistent_decode"]] {
+        let program = build(&Golden::load("dense-gqa"), more);
+        let info = program.run(["info", "--json"]).success().json();
+        let weight_bytes = info["weight_bytes"].as_u64().expect("a number");
+        let ask = ["run", "--tokens", "1,2", "-n", "1", "--quiet"];
+        let lost_after = |bytes: u64| {
+            let device = Device::new(80, 0).with("QWEN2C_EMULATOR_LOSE_DEVICE_AFTER_BYTES", bytes);
+            let start = Instant::now();
+            let outcome = device.run(&program, ask);
+            assert!(start.elapsed() < Duration::from_secs(60), "{:?}", start.elapsed());
+            outcome
+        };
+        let name = "CUDA_ERROR_DEVICE_UNAVAILABLE";
+        lost_after(0).refused(1, &[name, "--> start: weights to the device", "nvidia-smi"]);
+        let next =
+            if more.contains(&"--pass") { "start: the steps of `decode`" } else { "step 0 of `prefill" };
+        lost_after(weight_bytes).refused(1, &[name, &format!("--> {next}"), "nvidia-smi"]);
+    }
 }
