@@ -7,12 +7,17 @@ use std::process::Command;
 use qwen2c_tests::{Golden, compiler, copy_directory, goldens_directory, repository, run};
 use tempfile::TempDir;
 
+/// What the programs are built for where a test says nothing else.
+const PROCESSOR: &[&str] = &["--target", "x86-64-v3"];
+
 /// Builds in `working_directory` and returns the program.
-fn built(working_directory: &Path, model: &Path, output: &Path) -> Vec<u8> {
+fn built(working_directory: &Path, model: &Path, output: &Path, arguments: &[&str]) -> Vec<u8> {
     let mut command = Command::new(compiler());
     command
         .current_dir(working_directory)
-        .args(["build", "--quiet", "--target", "x86-64-v3", "--model"])
+        .args(["build", "--quiet"])
+        .args(arguments)
+        .arg("--model")
         .arg(model);
     run(command.arg("-o").arg(output)).success();
     fs::read(working_directory.join(output)).expect("a program")
@@ -23,30 +28,44 @@ fn contains(haystack: &[u8], needle: &str) -> bool {
     haystack.windows(needle.len()).any(|window| window == needle.as_bytes())
 }
 
+/// Builds twice, from and to other directories by other ways of naming them.
+#[track_caller]
+fn assert_same_bytes(name: &str, arguments: &[&str]) {
+    let first = TempDir::with_prefix("qwen2c-test-").expect("a temporary directory");
+    let second = TempDir::with_prefix("qwen2c-another-name-").expect("a temporary directory");
+    let model = goldens_directory().join(name);
+    let expected = built(first.path(), &model, &first.path().join("program"), arguments);
+    copy_directory(&model, &second.path().join("deeper").join(name));
+    fs::create_dir(second.path().join("output")).expect("a directory");
+    let copy = Path::new("deeper").join(name);
+    let found = built(second.path(), &copy, Path::new("output/another-name"), arguments);
+    let difference = expected.iter().zip(&found).position(|(a, b)| a != b);
+    assert!(
+        expected == found,
+        "{name} {arguments:?}: {} and {} bytes, first difference at {difference:?}",
+        expected.len(),
+        found.len()
+    );
+}
+
 #[test]
 fn programs_do_not_depend_on_directories() {
     for name in ["dense-mha", "moe-sparse-step", "talking"] {
-        let first = TempDir::with_prefix("qwen2c-test-").expect("a temporary directory");
-        let second = TempDir::with_prefix("qwen2c-another-name-").expect("a temporary directory");
-        let model = goldens_directory().join(name);
-        let expected = built(first.path(), &model, &first.path().join("program"));
-        copy_directory(&model, &second.path().join("deeper").join(name));
-        fs::create_dir(second.path().join("output")).expect("a directory");
-        let found = built(second.path(), &Path::new("deeper").join(name), Path::new("output/another-name"));
-        let difference = expected.iter().zip(&found).position(|(a, b)| a != b);
-        assert!(
-            expected == found,
-            "{name}: {} and {} bytes, first difference at {difference:?}",
-            expected.len(),
-            found.len()
-        );
+        assert_same_bytes(name, PROCESSOR);
     }
+}
+
+#[test]
+fn programs_for_devices_do_not_depend_on_directories() {
+    let assembler = std::env::var("QWEN2C_TEST_PTXAS").unwrap_or_else(|_| "none".to_owned());
+    assert_same_bytes("dense-gqa", &["--target", "sm_80", "--quant", "int4", "--ptxas", &assembler]);
+    assert_same_bytes("dense-gqa", &["--target", "sm_80,sm_90", "--ptxas", "none"]);
 }
 
 #[test]
 fn programs_name_no_directory_of_this_machine() {
     let directory = TempDir::with_prefix("qwen2c-test-").expect("a temporary directory");
-    let program = built(directory.path(), &Golden::load("talking").model(), Path::new("program"));
+    let program = built(directory.path(), &Golden::load("talking").model(), Path::new("program"), PROCESSOR);
     let repository = repository().to_string_lossy().into_owned();
     assert!(!contains(&program, &repository), "the clone's directory is in the program");
     assert!(
