@@ -4,6 +4,7 @@ mod candidates;
 mod command_line;
 mod compare;
 mod cuda;
+mod cuda_agreement;
 mod cuda_files;
 mod cuda_persistent;
 mod cuda_races;
