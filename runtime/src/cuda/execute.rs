@@ -45,6 +45,7 @@ struct BoundStep {
     kernel: usize,
     layer: Option<u32>,
     row_axis: RowAxis,
+    joins_previous: bool,
     operands: Box<[u64]>,
 }
 
@@ -301,6 +302,7 @@ impl DeviceExecutor {
     fn decode_graph(&self) -> Result<Graph, Diagnostic> {
         let mut builder = GraphBuilder::new(&self.context)?;
         for (index, step) in self.lists[0].steps.iter().enumerate() {
+            builder.begin_step(step.joins_previous);
             for launch in &self.kernels[step.kernel].launches {
                 let name = || format!("kernel `{}`", launch.symbol);
                 builder
@@ -391,6 +393,7 @@ fn bind_lists(
             kernel: step.kernel as usize,
             layer: step.layer,
             row_axis: step.row_axis,
+            joins_previous: step.joins_previous,
             operands: step.operands.iter().map(address).collect::<Option<_>>()?,
         })
     };

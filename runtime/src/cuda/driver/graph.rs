@@ -1,4 +1,4 @@
-//! Work that is put together once and started with one call: a chain of launches.
+//! Work that is put together once and started with one call: launches, step by step and phase by phase.
 
 use std::rc::Rc;
 
@@ -8,21 +8,27 @@ use super::functions::{Handle, KernelNode};
 use super::module::Parameters;
 use super::{Context, Function, Grid};
 
-/// A chain of launches being put together.
+/// Launches being put together. Those of a step follow each other; steps of a phase do not wait for one another,
+/// and wait for all of the phase before.
 pub(crate) struct GraphBuilder {
     context: Rc<Context>,
     graph: Handle,
+    /// The last launches of the steps of the phase before.
+    before: Vec<Handle>,
+    /// The last launches of the steps of this phase, but for the step at hand.
+    ends: Vec<Handle>,
+    /// The last launch of the step at hand.
     last: Option<Handle>,
 }
 
-/// A chain of launches, ready to be started any number of times.
+/// Launches, ready to be started any number of times.
 pub(crate) struct Graph {
     context: Rc<Context>,
     execution: Handle,
 }
 
 impl GraphBuilder {
-    /// An empty chain.
+    /// No launch yet.
     ///
     /// # Errors
     ///
@@ -32,10 +38,19 @@ impl GraphBuilder {
         // SAFETY: the driver writes one handle; no flags are defined.
         let status = unsafe { (context.functions().graph_create)(&mut graph, 0) };
         context.check(status, || "make a graph".to_owned())?;
-        Ok(Self { context: Rc::clone(context), graph, last: None })
+        Ok(Self { context: Rc::clone(context), graph, before: Vec::new(), ends: Vec::new(), last: None })
     }
 
-    /// Adds a launch that begins when the one before has ended.
+    /// Begins a step, in the phase of the step before or in one of its own.
+    pub(crate) fn begin_step(&mut self, joins_previous: bool) {
+        self.ends.extend(self.last.take());
+        // Whoever waits for a phase without launches waits for the one before.
+        if !joins_previous && !self.ends.is_empty() {
+            self.before = std::mem::take(&mut self.ends);
+        }
+    }
+
+    /// Adds a launch of the step at hand.
     ///
     /// # Errors
     ///
@@ -60,8 +75,8 @@ impl GraphBuilder {
             context: self.context.handle(),
         };
         let mut added = std::ptr::null_mut();
-        let before = self.last.as_slice();
-        // SAFETY: the graph is being built, the node before is one of it, and the function belongs to a
+        let before = if self.last.is_some() { self.last.as_slice() } else { &self.before };
+        // SAFETY: the graph is being built, the nodes before are of it, and the function belongs to a
         // loaded module; the driver copies node and parameters before it returns.
         let status = unsafe {
             let add = self.context.functions().graph_add_kernel;
@@ -72,7 +87,7 @@ impl GraphBuilder {
         Ok(())
     }
 
-    /// Makes the chain ready.
+    /// Makes the launches ready.
     ///
     /// # Errors
     ///
@@ -94,7 +109,7 @@ impl Drop for GraphBuilder {
 }
 
 impl Graph {
-    /// Puts the whole chain into the stream.
+    /// Puts all launches into the stream.
     ///
     /// # Errors
     ///

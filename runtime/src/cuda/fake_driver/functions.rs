@@ -292,11 +292,14 @@ extern "C" fn graph_add_kernel(
 ) -> Status {
     answer("cuGraphAddKernelNode_v2", |fake| {
         let launches = fake.graphs.entry(graph as usize).or_default();
-        assert_eq!(count, usize::from(!launches.is_empty()), "launches are a chain");
-        if count == 1 {
-            // SAFETY: there is one handle, by the count.
-            assert_eq!(unsafe { before.read() } as usize, launches.len());
+        if launches.is_empty() {
+            fake.edges.clear();
         }
+        // SAFETY: there are so many handles.
+        let waits_for = (0..count).map(|index| unsafe { before.add(index).read() } as usize - 1);
+        let waits_for: Vec<usize> = waits_for.collect();
+        assert!(waits_for.iter().all(|number| *number < launches.len()));
+        fake.edges.push(waits_for);
         // SAFETY: callers give a node.
         let node = unsafe { &*node };
         launches.push(launch_of(node.function, node.grid[1], node.parameters));

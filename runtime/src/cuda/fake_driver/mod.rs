@@ -66,6 +66,8 @@ pub(in crate::cuda) struct Fake {
     pub(in crate::cuda) images: Vec<Vec<u8>>,
     /// Everything that was made and not given back.
     pub(in crate::cuda) alive: BTreeSet<(&'static str, usize)>,
+    /// For each launch of the graph that was built last, the numbers of those that it waits for.
+    pub(in crate::cuda) edges: Vec<Vec<usize>>,
     memory: BTreeMap<usize, Vec<u64>>,
     stream: VecDeque<Work>,
     graphs: BTreeMap<usize, Vec<FakeLaunch>>,
@@ -100,6 +102,7 @@ impl Fake {
             alive: BTreeSet::new(),
             memory: BTreeMap::new(),
             stream: VecDeque::new(),
+            edges: Vec::new(),
             graphs: BTreeMap::new(),
             last_handle: 0,
         }

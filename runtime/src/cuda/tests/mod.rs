@@ -188,6 +188,24 @@ fn a_token_of_a_persistent_program_is_one_launch() {
 }
 
 #[test]
+fn steps_of_a_phase_wait_for_the_phase_before_and_not_for_one_another() {
+    let edges = |joined: &[usize]| {
+        let mut file = device_program_file();
+        let decode = &mut file.lists.lists[0];
+        for (index, step) in decode.body.iter_mut().chain(&mut decode.head).enumerate() {
+            step.joins_previous = joined.contains(&index);
+        }
+        run_on(&file, &["run", "--raw", "-p", "xa", "-n", "2"]);
+        with(|fake| fake.edges.clone())
+    };
+    // The fourth step has two launches.
+    assert_eq!(edges(&[]), [vec![], vec![0], vec![1], vec![2], vec![3], vec![4]]);
+    assert_eq!(edges(&[1]), [vec![], vec![], vec![0, 1], vec![2], vec![3], vec![4]]);
+    assert_eq!(edges(&[1, 3]), [vec![], vec![], vec![0, 1], vec![0, 1], vec![3], vec![2, 4]]);
+    assert_eq!(edges(&[3, 4]), [vec![], vec![0], vec![1], vec![1], vec![3], vec![1]]);
+}
+
+#[test]
 fn a_persistent_program_is_a_graph_where_blocks_cannot_wait_for_one_another() {
     let expected = run(&["run", "--tokens", "252", "--print-tokens"]).output;
     for together in [(0, true), (2, false), (2, true)] {
