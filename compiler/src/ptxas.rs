@@ -22,6 +22,8 @@ const TIME_LIMIT_OF_VERSION: Duration = Duration::from_secs(10);
 const SELF_DESCRIPTION: &str = "Ptx optimizing assembler";
 /// Lines that are shown of what an assembler says.
 const MOST_LINES: usize = 12;
+/// Characters that are shown of a line.
+const MOST_CHARACTERS: usize = 240;
 /// What always helps.
 const WITHOUT: &str = "or give `--ptxas none`: the program then holds PTX alone, which a driver compiles";
 
@@ -66,7 +68,9 @@ fn assemble_within(assembler: &Path, image: &DeviceImage, limit: Duration) -> Re
     let Some(status) = ended.status else { return Err(does_not_end(assembler, image, limit, &ended.text)) };
     let cubin = directory.path().join("kernels.cubin");
     if !status.success() || !cubin.is_file() {
-        return Err(refused(assembler, image, &ended.text, &self_description(&path, limit)));
+        // Who is ended by the system says nothing itself.
+        let said = if status.code().is_none() { format!("{status}\n{}", ended.text) } else { ended.text };
+        return Err(refused(assembler, image, &said, &self_description(&path, limit)));
     }
     let bytes = fs::read(&cubin).map_err(|error| Failure::file("read what was assembled", &cubin, &error))?;
     Ok(DeviceImage { architecture: image.architecture, kind: ImageKind::Cubin, bytes })
@@ -131,7 +135,7 @@ fn refused(assembler: &Path, image: &DeviceImage, said: &str, self_description: 
     let diagnostic = about(title, image);
     if !self_description.contains(SELF_DESCRIPTION) {
         let found = match self_description.lines().find(|line| !line.trim().is_empty()) {
-            Some(line) => format!("a program that answers `--version` with `{}`", line.trim()),
+            Some(line) => format!("a program that answers `--version` with `{}`", printable(line)),
             None => "a program that does not answer `--version`".to_owned(),
         };
         let diagnostic = with_lines(diagnostic.found(found), said);
@@ -152,7 +156,12 @@ fn refused(assembler: &Path, image: &DeviceImage, said: &str, self_description: 
 
 /// Adds what the program said.
 fn with_lines(diagnostic: Diagnostic, said: &str) -> Diagnostic {
-    said.lines().take(MOST_LINES).fold(diagnostic, |diagnostic, line| diagnostic.cause(line))
+    said.lines().take(MOST_LINES).fold(diagnostic, |diagnostic, line| diagnostic.cause(printable(line)))
+}
+
+/// The beginning of a line, without what would control a terminal.
+fn printable(line: &str) -> String {
+    line.trim_end().chars().filter(|char| !char.is_control()).take(MOST_CHARACTERS).collect()
 }
 
 #[cfg(test)]
@@ -242,6 +251,9 @@ mod tests {
             limit,
             &["did not end, and was killed", "after 0.3 s", "cause: begun"],
         );
+        // What the system ends says nothing; what else is said goes to a terminal.
+        let parts = ["found: `ptxas` of CUDA 13.0", "cause: signal: 9", "cause: [1mloud"];
+        refused(&of_release("13.0", "printf '\\033[1mloud\\n'; kill -9 $$"), LONG, &parts);
         // Neither does one that only stops for `--version`.
         refused("[ \"$1\" = --version ] && sleep 30; exit 1", limit, &["does not answer `--version`"]);
         assert!(start.elapsed() < Duration::from_secs(25), "{:?}", start.elapsed());

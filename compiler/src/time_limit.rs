@@ -7,11 +7,16 @@ use std::time::{Duration, Instant};
 /// Longest time between two looks at whether it has ended.
 const LONGEST_NAP: Duration = Duration::from_millis(50);
 
+/// Bytes that are taken of each of its outputs.
+const MOST_BYTES: u64 = 1 << 20;
+/// Bytes that it may write until it is ended as if its time were over: they lie on somebody's disk, or in memory.
+const MOST_WRITTEN_BYTES: u64 = 64 << 20;
+
 /// How a program ended, and what it wrote.
 pub(crate) struct Ended {
-    /// None where its time was over and it was killed.
+    /// None where its time was over, or what it may write, and it was killed.
     pub(crate) status: Option<ExitStatus>,
-    /// Standard output, and standard error behind it, lossily decoded.
+    /// The beginning of standard output, and that of standard error behind it, lossily decoded.
     pub(crate) text: String,
 }
 
@@ -33,7 +38,8 @@ pub(crate) fn run_within(command: &mut Command, limit: Duration) -> io::Result<E
         if let Some(status) = child.try_wait()? {
             break Some(status);
         }
-        if start.elapsed() >= limit {
+        let written_bytes = output.metadata()?.len() + errors.metadata()?.len();
+        if start.elapsed() >= limit || written_bytes > MOST_WRITTEN_BYTES {
             child.kill()?;
             child.wait()?;
             break None;
@@ -44,7 +50,7 @@ pub(crate) fn run_within(command: &mut Command, limit: Duration) -> io::Result<E
     let mut bytes = Vec::new();
     for file in [&mut output, &mut errors] {
         file.rewind()?;
-        file.read_to_end(&mut bytes)?;
+        file.take(MOST_BYTES).read_to_end(&mut bytes)?;
     }
     Ok(Ended { status, text: String::from_utf8_lossy(&bytes).into_owned() })
 }
@@ -65,6 +71,16 @@ mod tests {
         let ended = shell("echo out; echo err >&2; exit 3", Duration::from_secs(60));
         assert_eq!(ended.status.and_then(|status| status.code()), Some(3));
         assert_eq!(ended.text, "out\nerr\n");
+    }
+
+    #[test]
+    fn what_writes_without_end_is_killed_and_cut() {
+        let ended = shell(
+            "while :; do echo 12345678901234567890123456789012345678901234567890; done",
+            Duration::from_secs(600),
+        );
+        assert!(ended.status.is_none());
+        assert!(!ended.text.is_empty() && ended.text.len() as u64 <= super::MOST_BYTES);
     }
 
     /// A child of it that lives on holds nothing up.

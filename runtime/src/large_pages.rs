@@ -13,6 +13,8 @@ use crate::program::bytes_text;
 /// Where the system says for whom it has large pages: `always [madvise] never`, with brackets around what
 /// is in force.
 const SETTING: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+/// The same for pages of 2 MiB alone, on systems that have pages of several sizes: `inherit` is [`SETTING`].
+const SETTING_OF_2_MIB: &str = "/sys/kernel/mm/transparent_hugepage/hugepages-2048kB/enabled";
 
 /// Programs that use less memory hardly wait for addresses: the tables of a processor reach some megabytes,
 /// and the tables behind those lie in its caches.
@@ -32,8 +34,9 @@ pub(crate) enum Refusal {
 impl Refusal {
     /// What the system refuses to a program with these weights: nothing, where they are to be had.
     pub(crate) fn found(weights: &Mapping) -> Option<Self> {
-        let setting = fs::read_to_string(SETTING).unwrap_or_default();
-        Self::of(weights.advice(), memory::large_pages_are_off_for_this_process(), &setting)
+        let settings = [SETTING_OF_2_MIB, SETTING].map(|path| fs::read_to_string(path).unwrap_or_default());
+        let setting = setting_in_force(&settings);
+        Self::of(weights.advice(), memory::large_pages_are_off_for_this_process(), setting)
     }
 
     fn of(advice: &io::Result<()>, off_for_this_process: bool, setting: &str) -> Option<Self> {
@@ -76,6 +79,11 @@ impl Refusal {
     }
 }
 
+/// What holds for pages of 2 MiB, of the settings for these and for all.
+fn setting_in_force([of_2_mib, of_all]: &[String; 2]) -> &str {
+    if of_2_mib.is_empty() || of_2_mib.contains("[inherit]") { of_all } else { of_2_mib }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,6 +102,14 @@ mod tests {
         assert_eq!(Refusal::of(&refused(), false, ""), Some(Refusal::Unknown));
         // Too little memory for the system's own tables is no rule of the system's.
         assert_eq!(Refusal::of(&Err(io::Error::from_raw_os_error(libc::ENOMEM)), false, ON), None);
+    }
+
+    #[test]
+    fn pages_of_2_mib_may_have_a_setting_of_their_own() {
+        let in_force = |of_2_mib: &str| setting_in_force(&[of_2_mib.to_owned(), OFF.to_owned()]).to_owned();
+        assert_eq!(in_force(""), OFF);
+        assert_eq!(in_force("always [inherit] madvise never\n"), OFF);
+        assert!(in_force("always inherit [madvise] never\n").contains("[madvise]"));
     }
 
     #[test]

@@ -96,6 +96,10 @@ fn a_name_that_is_a_checkpoint_s_directory_too_is_refused_with_both_ways_out() {
     let config = Golden::load("dense-gqa").model().join("config.json");
     std::fs::copy(config, folder.path().join("7b/config.json")).expect("a copy");
     plan("7b").refused(1, &["`./7b` names the directory", "`Qwen/Qwen2-7B` the published model"]);
+    // Where the weights are named, the name only says what they should be.
+    let build = ["build", "--target", "x86-64-v3", "--weights", "./7b", "--model", "7b"];
+    let built = run(Command::new(compiler()).args(build).current_dir(folder.path()));
+    built.refused(1, &["model.safetensors"]);
     assert_eq!(plan("./7b").success().json()["model"], "qwen2-93k");
     assert_eq!(plan("Qwen/Qwen2-7B").success().json()["model"], "qwen2-7b");
 }

@@ -216,8 +216,7 @@ pub fn known_models() -> Vec<KnownModel> {
     ROWS.iter().flat_map(|row| [row.model(false), row.model(true)]).collect()
 }
 
-/// The model that `text` names; `None` where it names an existing path instead. What is both is refused: a
-/// published model would be fetched and compiled instead of somebody's own, or the other way round.
+/// The model that `text` names; `None` where it names an existing path instead.
 pub(crate) fn find_model(text: &str) -> Result<Option<KnownModel>, Diagnostic> {
     let wanted = text.to_lowercase();
     let wanted = wanted.strip_prefix("qwen/").unwrap_or(&wanted);
@@ -228,8 +227,7 @@ pub(crate) fn find_model(text: &str) -> Result<Option<KnownModel>, Diagnostic> {
     for row in ROWS {
         let full = stem.strip_prefix(row.generation).and_then(|rest| rest.strip_prefix('-'));
         if full == Some(row.size) || (row.generation == QWEN2 && stem == row.size) {
-            let model = row.model(tuned);
-            return if is_checkpoint(text) { Err(two_meanings(text, &model)) } else { Ok(Some(model)) };
+            return Ok(Some(row.model(tuned)));
         }
     }
     if std::path::Path::new(text).exists() {
@@ -244,18 +242,18 @@ pub(crate) fn find_model(text: &str) -> Result<Option<KnownModel>, Diagnostic> {
     Err(unknown_model(text, stem))
 }
 
-/// Whether `--model` could mean this directory. Others, and files, may have any name: a program that was
-/// built before, for example.
-fn is_checkpoint(text: &str) -> bool {
-    std::path::Path::new(text).join("config.json").is_file()
-}
-
-/// A name and a path.
-fn two_meanings(text: &str, model: &KnownModel) -> Diagnostic {
+/// Refuses what names the model and a checkpoint's directory too: a published model would be fetched and compiled
+/// instead of somebody's own, or the other way round.
+///
+/// Other directories, and files, may have any name: a program that was built before, for example.
+pub(crate) fn refuse_two_meanings(text: &str, model: &KnownModel) -> Result<(), Diagnostic> {
+    if !std::path::Path::new(text).join("config.json").is_file() {
+        return Ok(());
+    }
     let other_name = if text == model.repository { &model.name } else { model.repository };
-    Diagnostic::new(format!("`{text}` is a published model and a checkpoint in the working directory"))
+    Err(Diagnostic::new(format!("`{text}` is a published model and a checkpoint in the working directory"))
         .at("`--model`")
-        .help(format!("`./{text}` names the directory, `{other_name}` the published model"))
+        .help(format!("`./{text}` names the directory, `{other_name}` the published model")))
 }
 
 /// Neither a name nor a path.

@@ -9,7 +9,7 @@ use qwen2c_graph::TensorSource;
 use crate::checkpoint::Checkpoint;
 use crate::description::{ModelDescription, describe_checkpoint};
 use crate::hub::{DownloadEvent, locate_checkpoint};
-use crate::models::{KnownModel, find_model};
+use crate::models::{KnownModel, find_model, refuse_two_meanings};
 use crate::random::RandomWeights;
 
 /// What the command line says about the model.
@@ -44,13 +44,22 @@ pub struct OpenedModel {
 ///
 /// # Errors
 ///
-/// When it is neither a known name nor an existing path; with suggestions where a name is near.
+/// When it is neither a known name nor an existing path, with suggestions where a name is near; when it is a known
+/// name and a checkpoint's directory.
 pub fn resolve_model(text: &str) -> Result<ResolvedModel, Diagnostic> {
-    match find_model(text) {
-        Ok(Some(model)) => Ok(ResolvedModel::Known(Box::new(model))),
-        Ok(None) => Ok(ResolvedModel::Path(PathBuf::from(text))),
-        Err(diagnostic) => Err(diagnostic),
+    let resolved = resolve_name(text)?;
+    if let ResolvedModel::Known(model) = &resolved {
+        refuse_two_meanings(text, model)?;
     }
+    Ok(resolved)
+}
+
+/// Where the tensors are known to lie elsewhere, a directory of the model's name is no other meaning of it.
+fn resolve_name(text: &str) -> Result<ResolvedModel, Diagnostic> {
+    Ok(match find_model(text)? {
+        Some(model) => ResolvedModel::Known(Box::new(model)),
+        None => ResolvedModel::Path(PathBuf::from(text)),
+    })
 }
 
 /// Describes a model without its tensors, and without the hub: what `plan` needs.
@@ -85,9 +94,9 @@ pub fn open_model(
     request: &ModelRequest<'_>,
     progress: &mut dyn FnMut(DownloadEvent<'_>),
 ) -> Result<OpenedModel, Diagnostic> {
-    let resolved = resolve_model(request.model)?;
     if let Some(weights) = request.weights {
         if let Some(seed) = parse_seed(weights)? {
+            let resolved = resolve_model(request.model)?;
             let description = ModelDescription {
                 quantized_tensors: BTreeMap::new(),
                 ..match &resolved {
@@ -97,9 +106,10 @@ pub fn open_model(
             };
             return Ok(OpenedModel { description, tensors: Box::new(RandomWeights::new(seed)) });
         }
-        let checkpoint = Checkpoint::open(Path::new(weights))?;
-        return named(checkpoint, &resolved);
+        let resolved = resolve_name(request.model)?;
+        return named(Checkpoint::open(Path::new(weights))?, &resolved);
     }
+    let resolved = resolve_model(request.model)?;
     let checkpoint = match &resolved {
         ResolvedModel::Known(model) => {
             let folder = locate_checkpoint(model.repository, request.revision.unwrap_or("main"), progress)?;

@@ -103,6 +103,8 @@ fn describe_tiles(
         Operation::AttentionBlocks { .. } => "an eighth of the blocks x heads of a kv head".to_owned(),
         Operation::MergeBlocks { .. } => "4 heads".to_owned(),
         Operation::GroupRows { .. } => "all rows".to_owned(),
+        Operation::RotateAndWriteCache { .. } => "1x1 rows x kv heads".to_owned(),
+        Operation::QuantizeRows if request.max_rows == 1 => "up to 1024 elements".to_owned(),
         _ => "1 row".to_owned(),
     }
 }

@@ -171,6 +171,23 @@ fn products_of_integers() {
     }
 }
 
+/// A row that comes alone is cut into tiles where it is long: some, whole ones, one more element, and a last one
+/// that begins with an incomplete group.
+fn assert_long_rows_are_quantized_in_parts(target: &AnyTarget, rounded: Element) {
+    for extents in [vec![1024_u64], vec![1025], vec![2048], vec![2, 3001], vec![2049 + 64]] {
+        let (input, output) = (rows(Element::F32, &extents), rows(rounded, &extents));
+        let (columns, x) = (input.columns() as usize, numbers(input.row_elements(), 32));
+        let many = request(Operation::QuantizeRows, vec![input], vec![], vec![output]);
+        let alone = KernelRequest { max_rows: 1, ..many.clone() };
+        let [many, alone] =
+            [many, alone].map(|request| run(target, &request, 1, std::slice::from_ref(&x), &[], &mut []));
+        assert_eq!(many, alone, "{extents:?} as {rounded:?}");
+        let mut expected = x;
+        expected.chunks_mut(columns).for_each(|row| quantize_activations(rounded, row));
+        assert_close(&alone[0], &expected, 1e-6);
+    }
+}
+
 #[test]
 fn rows_are_quantized_as_defined() {
     for target in processors() {
@@ -192,6 +209,7 @@ fn rows_are_quantized_as_defined() {
                 x.chunks_mut(columns).for_each(|row| quantize_activations(rounded, row));
                 assert_close(&found[0], &x, 1e-6);
             }
+            assert_long_rows_are_quantized_in_parts(&target, rounded);
         }
     }
 }
