@@ -15,7 +15,9 @@ use qwen2c_request::{Element, KernelRequest, Operation, Unservable, WeightLayout
 use super::functions::silu;
 use super::tile_cut::Cut;
 use super::unit_product::{InputRow, Panel, UnitProduct};
-use super::{Kernel, REDUCTION_BYTES, Shape, normalized_row, prompt_matmul, staged_row};
+use super::{
+    BLOCKS_FOR_MANY_REGISTERS, Kernel, REDUCTION_BYTES, Shape, normalized_row, prompt_matmul, staged_row,
+};
 use crate::builder::{Buffer, Compare, Val, WARP_THREADS};
 use crate::cuda::layout::{BLOCK_UNITS, UNIT_BYTES, WarpGeometry};
 
@@ -212,12 +214,16 @@ pub(super) fn shape(request: &KernelRequest, layouts: &[WeightLayout]) -> Shape 
 
 /// Blocks for tasks of warps.
 pub(super) fn shape_of(request: &KernelRequest, geometry: WarpGeometry, tasks: Tasks) -> Shape {
+    // The assembler does it to the widest tasks without a loop along the row, or with one over rounds of a copied row.
+    let is_wide = request.max_rows == 1 && tasks.rows * tasks.halves == MOST_ROWS_OF_WARP;
+    let copies_for_rounds = tasks.rounds > 1 && request.operation.norm().is_none();
+    let is_spilled = is_wide && (geometry.units() < BLOCK_UNITS || copies_for_rounds);
     Shape {
         blocks: tasks.blocks(),
         rows_per_block: rows_side_by_side(request, tasks),
         threads: THREADS,
         shared_bytes: shared_bytes(request, geometry, tasks),
-        ..Shape::row(request)
+        blocks_at_once: is_spilled.then_some(BLOCKS_FOR_MANY_REGISTERS),
     }
 }
 

@@ -68,6 +68,10 @@ const ROW_THREADS: u64 = 256;
 /// Threads of all kernels that serve one row alone, so that one launch can run all of them.
 pub(super) const DECODE_THREADS: u64 = 128;
 
+/// Blocks of [`DECODE_THREADS`] that leave a thread 128 registers: more than any product of one row wants. The
+/// assembler, left alone, gives some of them fewer for the sake of more blocks, and spills a few bytes.
+const BLOCKS_FOR_MANY_REGISTERS: u64 = 4;
+
 impl Shape {
     /// The blocks alone.
     pub(super) fn grid(self) -> Grid {
