@@ -1,5 +1,6 @@
 //! The compiler's binary, and programs built with it.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -99,6 +100,16 @@ impl Build {
 }
 
 impl Program {
+    /// A program beside it whose file holds these bytes.
+    #[must_use]
+    pub fn with_file(&self, bytes: &[u8]) -> Self {
+        let directory = TempDir::with_prefix("qwen2c-test-").expect("a temporary directory");
+        let program = Self { directory, report: self.report.clone() };
+        std::fs::write(program.path(), bytes).expect("writable");
+        std::fs::set_permissions(program.path(), std::fs::Permissions::from_mode(0o755)).expect("ours");
+        program
+    }
+
     /// The executable.
     pub fn path(&self) -> PathBuf {
         self.directory.path().join("program")

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Inputs of a product that pass through every stage of shared memory and come back to the first.
-const MANY_INPUTS: u64 = 320;
+pub(crate) const MANY_INPUTS: u64 = 320;
 
 /// Ids of models with so many inputs: two blocks look for the largest logits, and another merges what they found.
 const MANY_IDS: u64 = 2100;
@@ -60,7 +60,7 @@ fn verifier() -> Option<PathBuf> {
 }
 
 /// A tiny model of the family of `golden` with this many intermediate features; weights are random.
-fn build(golden: &str, intermediate: u64, quant: &str) -> Program {
+pub(crate) fn build(golden: &str, intermediate: u64, quant: &str) -> Program {
     let text = fs::read(Golden::load(golden).model().join("config.json")).expect("readable");
     let mut config: Value = serde_json::from_slice(&text).expect("JSON");
     let is_mixture = config.get("num_experts").is_some();

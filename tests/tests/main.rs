@@ -6,6 +6,7 @@ mod compare;
 mod cuda;
 mod cuda_agreement;
 mod cuda_files;
+mod cuda_mutations;
 mod cuda_persistent;
 mod cuda_races;
 mod cuda_resources;
