@@ -59,11 +59,17 @@ fn verifier() -> Option<PathBuf> {
     found
 }
 
-/// A tiny model of the family of `golden` with this many intermediate features; weights are random.
+/// A tiny model of the family of `golden` with this many intermediate features, in bf16; weights are random.
 pub(crate) fn build(golden: &str, intermediate: u64, quant: &str) -> Program {
+    build_with(golden, &json!({ "intermediate_size": intermediate }), "bf16", &["--quant", quant])
+}
+
+/// A tiny model with these values in its configuration, and further options of its build.
+fn build_with(golden: &str, values: &Value, dtype: &str, more: &[&str]) -> Program {
     let text = fs::read(Golden::load(golden).model().join("config.json")).expect("readable");
     let mut config: Value = serde_json::from_slice(&text).expect("JSON");
     let is_mixture = config.get("num_experts").is_some();
+    let intermediate = values["intermediate_size"].as_u64().unwrap_or(64);
     let vocabulary = if intermediate == MANY_INPUTS { MANY_IDS } else { 32 };
     let mut shapes = json!({
         "hidden_size": 32, "intermediate_size": intermediate, "num_attention_heads": 2,
@@ -76,13 +82,18 @@ pub(crate) fn build(golden: &str, intermediate: u64, quant: &str) -> Program {
         shapes["moe_intermediate_size"] = json!(intermediate);
         shapes["shared_expert_intermediate_size"] = json!(32);
     }
-    for (name, value) in shapes.as_object().expect("an object") {
+    let objects = [&shapes, values].map(|values| values.as_object().expect("an object"));
+    for (name, value) in objects.into_iter().flatten() {
         config[name] = value.clone();
     }
     let scratch = TempDir::with_prefix("qwen2c-test-").expect("a temporary directory");
     fs::write(scratch.path().join("config.json"), config.to_string()).expect("writable");
-    let options = ["--target", "sm_80", "--weights", "random", "--dtype", "bf16", "--quant", quant];
-    Build::new(scratch.path()).with(options).with(["--emit", "ptx,scheduled"]).finish()
+    let options = ["--target", "sm_80", "--weights", "random", "--dtype", dtype];
+    Build::new(scratch.path())
+        .with(options)
+        .with(more.iter().copied())
+        .with(["--emit", "ptx,scheduled"])
+        .finish()
 }
 
 /// One launch of a kernel, as the verifier is asked about it.
@@ -320,6 +331,59 @@ fn no_kernel_races_in_any_order_of_threads() {
         writeln!(list, "{name}: {result}").expect("a string takes all");
     }
     insta::assert_snapshot!("races", list);
+}
+
+/// Products of 128 rows, from lists for long prompts, of which two blocks are asked about: they pass through every
+/// stage of shared memory and come back to the first.
+fn long_prompts() -> Vec<(&'static str, Subject)> {
+    let values = json!({
+        "hidden_size": 192, "num_attention_heads": 12, "intermediate_size": 512, "max_position_embeddings": 2048,
+    });
+    let all = subjects_of(&build_with("dense-gqa", &values, "bf16", &["--quant", "none"]));
+    let is_long =
+        |subject: &Subject| ["_rows1024", "_rows2048"].iter().any(|end| subject.kernel.ends_with(end));
+    let mut long: Vec<Subject> = all.into_iter().filter(is_long).collect();
+    long.iter_mut().for_each(|subject| subject.input["launch"]["grid_dim"][0] = 2.into());
+    long.into_iter().map(|subject| ("bf16", subject)).collect()
+}
+
+/// A product for prompts in other types, and attention in f16.
+fn other_types() -> Vec<(&'static str, Subject)> {
+    let of_type = |dtype: &'static str, wanted: Wanted| {
+        let all = subjects_of(&build_with("dense-gqa", &json!({}), dtype, &["--quant", "none"]));
+        all.into_iter().filter(move |subject| wanted(&subject.kernel)).map(move |subject| (dtype, subject))
+    };
+    let of_halves =
+        of_type("f16", |kernel| is_prompt_attention(kernel) || kernel.contains("x64_residual_rows256"));
+    let of_floats = of_type("f32", |kernel| kernel.contains("x64_residual_rows256"));
+    of_halves.chain(of_floats).collect()
+}
+
+/// The kernel that runs a token in one launch, in two blocks.
+fn persistent() -> (&'static str, Subject) {
+    let switches = ["--quant", "none", "--pass", "persistent_decode"];
+    let program = build_with("dense-gqa", &json!({}), "bf16", &switches);
+    let symbol = "persistent_decode";
+    let path = program.directory().join(format!("program.emit/ptx/{symbol}.ptx"));
+    let ptx = fs::read_to_string(path).expect("readable");
+    let line = format!("{symbol}: 2 blocks for 1 rows, 128 threads, 4096 bytes of shared memory");
+    ("bf16", subject(&format!("{symbol}_rows1"), &line, ptx, &[]))
+}
+
+/// Kernels of other programs than those above, and what cannot be decided about them.
+#[test]
+fn no_kernel_of_long_prompts_or_other_types_races() {
+    let Some(verifier) = verifier() else { return };
+    let named = [long_prompts(), other_types(), vec![persistent()]].concat();
+    let all: Vec<Subject> = named.iter().map(|(_, subject)| subject.clone()).collect();
+    let mut list = String::new();
+    for ((dtype, subject), answer) in named.iter().zip(verify_all(&verifier, &all)) {
+        let Answer { result, evidence } = answer;
+        let is_undecided = result.starts_with("unsupported: ");
+        assert!(result == "race_free" || is_undecided, "{dtype} {}: {result}\n{evidence}", subject.symbol);
+        writeln!(list, "{dtype} {}: {result}", subject.symbol).expect("a string takes all");
+    }
+    insta::assert_snapshot!("more-races", list);
 }
 
 fn is_prompt_attention(kernel: &str) -> bool {
