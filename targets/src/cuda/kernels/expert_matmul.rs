@@ -16,7 +16,7 @@ use super::functions::silu;
 use super::matmul::{Results, Tasks, input_row, multiply, rows_side_by_side, shared_bytes};
 use super::tile_cut::Cut;
 use super::unit_product::InputRow;
-use super::{Kernel, Shape, prompt_experts};
+use super::{BLOCKS_FOR_MANY_REGISTERS, Kernel, Shape, prompt_experts};
 use crate::builder::{Compare, Val};
 use crate::cuda::layout::WarpGeometry;
 
@@ -62,7 +62,7 @@ pub(super) fn shape(request: &KernelRequest, layouts: &[WeightLayout]) -> Shape 
         rows_per_block,
         threads: 128,
         shared_bytes,
-        ..Shape::row(request)
+        blocks_at_once: Some(BLOCKS_FOR_MANY_REGISTERS),
     }
 }
 

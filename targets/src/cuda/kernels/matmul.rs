@@ -214,16 +214,13 @@ pub(super) fn shape(request: &KernelRequest, layouts: &[WeightLayout]) -> Shape 
 
 /// Blocks for tasks of warps.
 pub(super) fn shape_of(request: &KernelRequest, geometry: WarpGeometry, tasks: Tasks) -> Shape {
-    // The assembler does it to the widest tasks without a loop along the row, or with one over rounds of a copied row.
     let is_wide = request.max_rows == 1 && tasks.rows * tasks.halves == MOST_ROWS_OF_WARP;
-    let copies_for_rounds = tasks.rounds > 1 && request.operation.norm().is_none();
-    let is_spilled = is_wide && (geometry.units() < BLOCK_UNITS || copies_for_rounds);
     Shape {
         blocks: tasks.blocks(),
         rows_per_block: rows_side_by_side(request, tasks),
         threads: THREADS,
         shared_bytes: shared_bytes(request, geometry, tasks),
-        blocks_at_once: is_spilled.then_some(BLOCKS_FOR_MANY_REGISTERS),
+        blocks_at_once: is_wide.then_some(BLOCKS_FOR_MANY_REGISTERS),
     }
 }
 

@@ -68,8 +68,10 @@ const ROW_THREADS: u64 = 256;
 /// Threads of all kernels that serve one row alone, so that one launch can run all of them.
 pub(super) const DECODE_THREADS: u64 = 128;
 
-/// Blocks of [`DECODE_THREADS`] that leave a thread 128 registers: more than any product of one row wants. The
-/// assembler, left alone, gives some of them fewer for the sake of more blocks, and spills a few bytes.
+/// Blocks of [`DECODE_THREADS`] that leave a thread 128 registers: as many as any product of one row wants. The
+/// assembler, left alone, gives some of them fewer for the sake of more blocks, and spills a few bytes, not the same
+/// on every architecture. More blocks would not help: each warp has 8 KiB of weights under way, so four blocks have
+/// 128 KiB, and an A100 has brought 19 KiB to each of its multiprocessors by the time of a read (1 µs).
 const BLOCKS_FOR_MANY_REGISTERS: u64 = 4;
 
 impl Shape {
