@@ -171,12 +171,19 @@ pub(crate) fn square_sum(values: &[f32]) -> f32 {
 }
 
 /// Numbers side by side, so that compilers turn the loops over them into vector code.
-pub(crate) const LANES: usize = 8;
+const LANES: usize = 8;
 
 /// The weight furthest from zero.
 #[inline(always)]
 fn extreme_of(weights: &[f32]) -> f32 {
-    let (mut smallest, mut largest) = ([0.0_f32; LANES], [0.0_f32; LANES]);
+    let (smallest, largest) = range_of(weights, (0.0, 0.0));
+    if largest > -smallest { largest } else { smallest }
+}
+
+/// The smallest and the largest weight, of these and of `start`.
+#[inline(always)]
+pub(crate) fn range_of(weights: &[f32], start: (f32, f32)) -> (f32, f32) {
+    let (mut smallest, mut largest) = ([start.0; LANES], [start.1; LANES]);
     let (whole, rest) = weights.as_chunks::<LANES>();
     for weights in whole {
         for lane in 0..LANES {
@@ -192,19 +199,18 @@ fn extreme_of(weights: &[f32]) -> f32 {
         smallest[0] = lesser(smallest[0], smallest[lane]);
         largest[0] = greater(largest[0], largest[lane]);
     }
-    let (smallest, largest) = (smallest[0], largest[0]);
-    if largest > -smallest { largest } else { smallest }
+    (smallest[0], largest[0])
 }
 
 /// The smaller of two numbers; unlike `f32::min` this spends nothing on NaN.
 #[inline(always)]
-pub(crate) fn lesser(a: f32, b: f32) -> f32 {
+fn lesser(a: f32, b: f32) -> f32 {
     if b < a { b } else { a }
 }
 
 /// The larger of two numbers.
 #[inline(always)]
-pub(crate) fn greater(a: f32, b: f32) -> f32 {
+fn greater(a: f32, b: f32) -> f32 {
     if b > a { b } else { a }
 }
 

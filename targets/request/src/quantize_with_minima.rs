@@ -5,8 +5,8 @@
 //! is for weights whose groups lie to one side of zero, and for those that were rounded this way before.
 
 use crate::quantize::{
-    BLOCK_GROUPS, CANDIDATES, LANES, LARGEST_F16, LONGEST_GROUP, QuantizationError, ROUNDING, greater,
-    inverse_of, lesser, square_sum,
+    BLOCK_GROUPS, CANDIDATES, LARGEST_F16, LONGEST_GROUP, QuantizationError, ROUNDING, inverse_of, range_of,
+    square_sum,
 };
 use crate::{Quantization, f16_to_f32, f32_to_f16};
 
@@ -131,23 +131,7 @@ struct Span {
 impl Span {
     #[inline(always)]
     fn of(weights: &[f32]) -> Self {
-        let (mut smallest, mut largest) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
-        let (whole, rest) = weights.as_chunks::<LANES>();
-        for weights in whole {
-            for lane in 0..LANES {
-                smallest[lane] = lesser(smallest[lane], weights[lane]);
-                largest[lane] = greater(largest[lane], weights[lane]);
-            }
-        }
-        for weight in rest {
-            smallest[0] = lesser(smallest[0], *weight);
-            largest[0] = greater(largest[0], *weight);
-        }
-        for lane in 1..LANES {
-            smallest[0] = lesser(smallest[0], smallest[lane]);
-            largest[0] = greater(largest[0], largest[lane]);
-        }
-        let (smallest, largest) = (smallest[0], largest[0]);
+        let (smallest, largest) = range_of(weights, (f32::INFINITY, f32::NEG_INFINITY));
         Self { middle: 0.5 * smallest + 0.5 * largest, width: largest - smallest }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::place_buffers::{ListPlacement, Placement, head_start};
-use super::{PlacedWeight, PlanError, PlannedList, PlannedOperand, PlannedStep, Region, join_steps};
+use super::{PlacedWeight, PlanError, PlannedList, PlannedOperand, PlannedStep, Region};
 use crate::schedule::{Schedule, ScheduledList, row_axis};
 
 /// The step lists, in the order of the graphs' operations.
@@ -19,12 +19,8 @@ pub(super) fn run(
         .iter()
         .zip(&placement.lists)
         .map(|(list, places)| {
-            let phases = join_steps::run(list);
             let mut body = (0..list.graph.operations.len())
-                .map(|step| {
-                    let joins_previous = phases[step].start != step;
-                    make_step(schedule, list, places, &weight_of, step, joins_previous)
-                })
+                .map(|step| make_step(schedule, list, places, &weight_of, step))
                 .collect::<Result<Vec<_>, _>>()?;
             let head = body.split_off(head_start(list));
             Ok(PlannedList {
@@ -45,7 +41,6 @@ fn make_step(
     places: &ListPlacement,
     weight_of: &BTreeMap<&str, &PlacedWeight>,
     step: usize,
-    joins_previous: bool,
 ) -> Result<PlannedStep, PlanError> {
     let graph = &list.graph;
     let op = &graph.operations[step];
@@ -81,7 +76,7 @@ fn make_step(
         row_axis: row_axis(graph, op),
         operands,
         read_operands,
-        joins_previous,
+        joins_previous: places.phases[step].start != step,
         cost,
     })
 }

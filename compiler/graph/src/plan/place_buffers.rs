@@ -14,6 +14,7 @@
 //! placed before it that are in use at the same time (greedy by size, Pisarchyk and Lee 2020).
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use qwen2c_request::{Operation, Target};
 
@@ -37,6 +38,8 @@ pub(super) struct ListPlacement {
     pub(super) caches: BTreeMap<CacheId, (u64, u64)>,
     /// By step.
     pub(super) workspaces: BTreeMap<usize, (u64, u64)>,
+    /// By step, the steps of its phase.
+    pub(super) phases: Vec<Range<usize>>,
 }
 
 /// What a buffer of a list is for.
@@ -205,7 +208,7 @@ fn place_list(
     base: u64,
 ) -> Result<(ListPlacement, Vec<PlannedBuffer>), PlanError> {
     let graph = &list.graph;
-    let mut placement = ListPlacement::default();
+    let mut placement = ListPlacement { phases: join_steps::run(list), ..ListPlacement::default() };
     for (index, cache) in graph.caches.iter().enumerate() {
         if let Some(buffer) = shared.find(&cache.name) {
             placement.caches.insert(CacheId(index as u32), (buffer.offset, buffer.bytes));
@@ -286,10 +289,9 @@ fn live_intervals(
             intervals.push(Interval { bytes: workspace_bytes, first_step: step, last_step: step });
         }
     }
-    let phases = join_steps::run(list);
     for interval in &mut intervals {
-        interval.first_step = phases[interval.first_step].start;
-        interval.last_step = phases[interval.last_step].end - 1;
+        interval.first_step = placement.phases[interval.first_step].start;
+        interval.last_step = placement.phases[interval.last_step].end - 1;
     }
     Ok((purposes, intervals))
 }
