@@ -96,10 +96,12 @@ fn describe_tiles(
         Operation::Matmul { .. } | Operation::ExpertMatmul { .. } => {
             kernels::describe_tiles(instructions, request, &[layouts[0][0].layout])
         }
-        Operation::Attention { .. }
-        | Operation::AttentionScores { .. }
-        | Operation::AttentionValues { .. }
-        | Operation::CausalSoftmax => "1x1 rows x heads".to_owned(),
+        Operation::Attention { rounded, .. } => {
+            format!("{} queries of a kv head", kernels::queries_of_tile(instructions, request, rounded))
+        }
+        Operation::AttentionScores { .. } | Operation::AttentionValues { .. } | Operation::CausalSoftmax => {
+            "1x1 rows x heads".to_owned()
+        }
         Operation::AttentionBlocks { .. } => "an eighth of the blocks x heads of a kv head".to_owned(),
         Operation::MergeBlocks { .. } => "4 heads".to_owned(),
         Operation::GroupRows { .. } => "all rows".to_owned(),

@@ -165,7 +165,7 @@ fn attention_fused_and_in_steps_over_a_cache_of_several_blocks() {
 }
 
 /// One row's attention block by block, merged.
-fn attention_in_parts(
+pub(super) fn attention_in_parts(
     target: &AnyTarget,
     fused: &KernelRequest,
     given: &[Vec<f32>; 3],

@@ -9,12 +9,12 @@ fn uneven(count: u64, seed: u64) -> Vec<f32> {
     scaled.map(|(x, exponent)| x * (exponent * 7.0).round().exp2()).collect()
 }
 
-fn target() -> AnyTarget {
+pub(super) fn target() -> AnyTarget {
     resolve_target(&["x86-64-amx"]).unwrap()
 }
 
 /// Whether this machine runs what surrounds the unit's instructions, which are emulated where it lacks them.
-fn can_run() -> bool {
+pub(super) fn can_run() -> bool {
     matrix_unit::prepare();
     let can_run = processors().iter().any(|target| target.description().name.contains("bf16"));
     if !can_run {

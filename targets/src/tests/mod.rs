@@ -7,6 +7,7 @@ mod elementwise;
 mod experts;
 mod fused_products;
 mod largest;
+mod matrix_attention;
 mod matrix_products;
 mod matrix_unit;
 mod persistent;

@@ -3,9 +3,9 @@
 //!
 //! ```text
 //! for block of 256 positions:
-//!   scores = scale · q·K           keys transposed: lanes are positions, no reduction
-//!   m = max(scores); p = exp(scores − m); s = sum(p); o = p · V
-//!   M' = max(M, m); sum = sum · exp(M − M') + s · exp(m − M'); out likewise with o; M = M'
+//!   scores = scale · log₂ e · q·K  keys transposed: lanes are positions, no reduction
+//!   m = max(scores); p = 2^(scores − m); s = sum(p); o = p · V
+//!   M' = max(M, m); sum = sum · 2^(M − M') + s · 2^(m − M'); out likewise with o; M = M'
 //! out / sum
 //! ```
 //!
@@ -16,15 +16,18 @@
 //! query and position; 8 queries keep the units busy with a key loaded once, 4 with a value; keys and values
 //! of a head stay in the second-level cache over the tiles of a prompt.
 
-use qwen2c_request::{CACHE_BLOCK_POSITIONS, Element};
+use qwen2c_request::{CACHE_BLOCK_POSITIONS, Element, KernelRequest};
 
 use super::Kernel;
 use super::attention_block::{
     BlockQuery, block_scores, block_weights, for_each_weighted_values, store_in_head,
 };
 use super::cache::HeadCache;
-use super::functions::exp;
+use super::functions::exp2_of_negative;
+use super::matrix_attention::{self, Queries};
+use super::matrix_attention_block::{MOST_QUERIES, has_matrix_attention};
 use crate::builder::{Buffer, Compare, Val};
+use crate::cpu::instructions::Instructions;
 use crate::cpu::layout;
 
 /// Queries side by side on a prompt.
@@ -39,19 +42,29 @@ fn heads_of_kv_head(kernel: &Kernel<'_, '_>) -> u64 {
     query_heads(kernel) / kernel.cache_type(0).kv_heads
 }
 
-/// Queries of a tile, and tiles of one kv head.
-fn queries_of_tile(kernel: &Kernel<'_, '_>) -> u64 {
-    if kernel.request.max_rows == 1 { heads_of_kv_head(kernel).min(PROMPT_QUERIES) } else { PROMPT_QUERIES }
+/// Queries of a tile.
+pub(in crate::cpu) fn queries_of_tile(
+    instructions: Instructions,
+    request: &KernelRequest,
+    rounded: bool,
+) -> u64 {
+    let most =
+        if has_matrix_attention(instructions, request, rounded) { MOST_QUERIES } else { PROMPT_QUERIES };
+    if request.max_rows > 1 {
+        return most;
+    }
+    let cache = &request.caches[0];
+    (request.inputs[0].row_elements() / cache.head_dim / cache.kv_heads).min(most)
 }
 
 /// The kv heads times tiles of each.
-pub(super) fn tiles<'k>(kernel: &Kernel<'k, '_>) -> Val<'k> {
-    kernel.k.int(kernel.cache_type(0).kv_heads) * tiles_of_kv_head(kernel)
+pub(super) fn tiles<'k>(kernel: &Kernel<'k, '_>, rounded: bool) -> Val<'k> {
+    kernel.k.int(kernel.cache_type(0).kv_heads) * tiles_of_kv_head(kernel, rounded)
 }
 
-fn tiles_of_kv_head<'k>(kernel: &Kernel<'k, '_>) -> Val<'k> {
+fn tiles_of_kv_head<'k>(kernel: &Kernel<'k, '_>, rounded: bool) -> Val<'k> {
     let queries = kernel.rows * kernel.k.int(heads_of_kv_head(kernel));
-    queries.divide_up(queries_of_tile(kernel) as i64)
+    queries.divide_up(queries_of_tile(kernel.instructions, kernel.request, rounded) as i64)
 }
 
 /// Memory of one query on the stack.
@@ -80,7 +93,15 @@ struct Query<'k> {
 /// Some queries of one kv head: together where all are there and of one slot, else one by one.
 pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, tile: Val<'k>, scale: f32, rounded: bool) {
     let k = kernel.k;
-    let (heads, side_by_side) = (heads_of_kv_head(kernel), queries_of_tile(kernel));
+    let heads = heads_of_kv_head(kernel);
+    let side_by_side = queries_of_tile(kernel.instructions, kernel.request, rounded);
+    let tiles = tiles_of_kv_head(kernel, rounded);
+    let (kv_head, first) = (tile / tiles, tile % tiles * k.int(side_by_side));
+    let end = (first + k.int(side_by_side)).minimum(kernel.rows * k.int(heads));
+    if has_matrix_attention(kernel.instructions, kernel.request, rounded) {
+        let queries = Queries { kv_head, heads: query_heads(kernel), of_kv_head: heads };
+        return matrix_attention::body(kernel, queries, (first, end), scale);
+    }
     let padded = layout::padded_head_dim(kernel.lanes, kernel.cache_type(0).head_dim);
     let scratch: Vec<Scratch<'k>> = (0..side_by_side)
         .map(|_| {
@@ -89,8 +110,6 @@ pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, tile: Val<'k>, scale: f32, round
             Scratch { scores, weights, out: k.stack_array(Element::F32, padded) }
         })
         .collect();
-    let tiles = tiles_of_kv_head(kernel);
-    let (kv_head, first) = (tile / tiles, tile % tiles * k.int(side_by_side));
     let query = |index: Val<'k>, scratch: Scratch<'k>| {
         let row = index / k.int(heads);
         let head = kv_head * k.int(heads) + index % k.int(heads);
@@ -104,7 +123,6 @@ pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, tile: Val<'k>, scale: f32, round
         }
     };
     let slot_of = |row: Val<'k>| kernel.input(2).load_index(row);
-    let end = (first + k.int(side_by_side)).minimum(kernel.rows * k.int(heads));
     let one_by_one = || {
         k.repeat(first, end, 1, |index| {
             let query = query(index, scratch[0]);
@@ -171,7 +189,7 @@ fn attend<'k>(
         for ((query, block_largest), total) in block_queries.iter().zip(largest).zip(totals.chunks(2)) {
             let block_sum = block_weights(kernel, query, end, block_largest);
             let largest = total[0].maximum(block_largest);
-            let (old, new) = (exp(k, total[0] - largest), exp(k, block_largest - largest));
+            let [old, new] = [total[0], block_largest].map(|before| exp2_of_negative(k, before - largest));
             next.extend([largest, total[1] * old + block_sum * new]);
             factors.push((old, new));
         }

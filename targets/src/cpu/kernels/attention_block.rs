@@ -10,11 +10,13 @@
 //! at once by `vdpbf16ps`, 1 load and 1 instruction for each query, a quarter of the instructions for as many
 //! products; those of f32 with one after the other.
 
+use std::f32::consts::LOG2_E;
+
 use qwen2c_request::Element;
 
 use super::Kernel;
 use super::cache::{key_stride, keys_at, pair_product, side_by_side, values_at};
-use super::functions::exp;
+use super::functions::exp2_of_negative;
 use crate::builder::{Buffer, Compare, Reduction, Scalar, Val};
 use crate::cpu::layout;
 
@@ -124,8 +126,8 @@ pub(super) fn score_vectors<'k>(
     scaled.chunks(vectors).map(<[Val<'k>]>::to_vec).collect()
 }
 
-/// Writes the scores of a block up to position `end`, hidden ones as the smallest number, and returns the
-/// largest of each query.
+/// Writes the scores of a block up to position `end` in units of log₂, hidden ones as the smallest number, and
+/// returns the largest of each query.
 pub(super) fn block_scores<'k>(
     kernel: &Kernel<'k, '_>,
     queries: &[BlockQuery<'k>],
@@ -139,7 +141,7 @@ pub(super) fn block_scores<'k>(
     let step = vectors as i64 * i64::from(lanes);
     let buffers: Vec<Buffer<'k>> = queries.iter().map(|query| query.query).collect();
     let largest = k.for_each(k.int(0), end, step, &vec![smallest; queries.len()], |first, largest| {
-        let scores = score_vectors(kernel, &buffers, keys, (first, vectors), scale);
+        let scores = score_vectors(kernel, &buffers, keys, (first, vectors), scale * LOG2_E);
         let mut next = largest.to_vec();
         for ((query, scores), largest) in queries.iter().zip(scores).zip(&mut next) {
             for (index, score) in (0_u32..).zip(scores) {
@@ -154,7 +156,7 @@ pub(super) fn block_scores<'k>(
     largest.into_iter().map(|largest| largest.reduce(Reduction::Maximum)).collect()
 }
 
-/// Turns a query's scores up to position `end` into weights `exp(score − largest)`, zero where hidden, and
+/// Turns a query's scores up to position `end` into weights `2^(score − largest)`, zero where hidden, and
 /// returns their sum, which is of weights that are not rounded.
 pub(super) fn block_weights<'k>(
     kernel: &Kernel<'k, '_>,
@@ -165,7 +167,7 @@ pub(super) fn block_weights<'k>(
     let (k, lanes) = (kernel.k, kernel.lanes);
     let largest = largest.splat(lanes);
     let sum = k.for_each(k.int(0), end, i64::from(lanes), &[k.float(0.0, lanes)], |place, sum| {
-        let weight = exp(k, query.scores.load(place, lanes) - largest);
+        let weight = exp2_of_negative(k, query.scores.load(place, lanes) - largest);
         let weight = visible(kernel, place, query.visible).select(weight, k.float(0.0, lanes));
         // Rounded weights are narrower, and so stay behind the scores that are still to be read.
         query.weights.store(place, weight);

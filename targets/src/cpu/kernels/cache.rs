@@ -14,6 +14,7 @@ use qwen2c_request::{CACHE_BLOCK_POSITIONS, CacheType, Element};
 
 use super::Kernel;
 use crate::builder::{Buffer, Val};
+use crate::cpu::instructions::Instructions;
 use crate::cpu::layout;
 
 /// Positions of a key group: the 16-bit elements of a cache line.
@@ -21,14 +22,17 @@ const KEY_GROUP_POSITIONS: u64 = 32;
 
 /// The instruction that multiplies keys and values as pairs, where they lie as pairs.
 pub(super) fn pair_product(kernel: &Kernel<'_, '_>) -> Option<&'static str> {
-    let cache = kernel.cache_type(0);
-    let has_pairs = cache.element == Element::Bf16 && cache.head_dim.is_multiple_of(2);
-    kernel.instructions.bf16_dot.filter(|_| has_pairs)
+    kernel.instructions.bf16_dot.filter(|_| lies_in_pairs(kernel.instructions, kernel.cache_type(0)))
+}
+
+/// Whether keys and values lie as pairs.
+pub(super) fn lies_in_pairs(instructions: Instructions, cache: &CacheType) -> bool {
+    instructions.bf16_dot.is_some() && cache.element == Element::Bf16 && cache.head_dim.is_multiple_of(2)
 }
 
 /// Elements of a key, or positions of values, that lie side by side.
 pub(super) fn side_by_side(kernel: &Kernel<'_, '_>) -> u64 {
-    if pair_product(kernel).is_some() { 2 } else { 1 }
+    if lies_in_pairs(kernel.instructions, kernel.cache_type(0)) { 2 } else { 1 }
 }
 
 /// The keys of one group of positions at `place` in a block and following, as far as the group goes;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! for block:   M' = max(M, m);  old, new = M − M', m − M';  M = M'
-//! old, new = exp(old), exp(new)                  lanes are blocks: most of the time would go here one by one
+//! old, new = 2^old, 2^new                        lanes are blocks: most of the time would go here one by one
 //! for block:   total = total · old + s · new
 //! for columns: for block:  out = out · old + sum · new
 //! out / total
@@ -13,7 +13,7 @@
 use qwen2c_request::{CACHE_BLOCK_POSITIONS, Element};
 
 use super::Kernel;
-use super::functions::exp;
+use super::functions::exp2_of_negative;
 use crate::builder::Val;
 
 /// Heads of a tile: some hundred nanoseconds of work.
@@ -57,7 +57,7 @@ fn merge_head<'k>(kernel: &Kernel<'k, '_>, row: Val<'k>, head: Val<'k>, heads: u
     // What lies behind the last block is never read.
     k.repeat(k.int(0), seen, lanes.into(), |block| {
         for factor in factors {
-            factor.store(block, exp(k, factor.load(block, lanes)));
+            factor.store(block, exp2_of_negative(k, factor.load(block, lanes)));
         }
     });
     let total = k.for_each(k.int(0), seen, 1, &[k.float(0.0, 1)], |block, total| {

@@ -21,6 +21,8 @@ mod gather_rows;
 mod group_rows;
 mod integer_product;
 mod matmul;
+mod matrix_attention;
+mod matrix_attention_block;
 mod matrix_integer_product;
 mod matrix_order;
 mod matrix_product;
@@ -43,6 +45,7 @@ use qwen2c_request::Operation;
 use crate::builder::Val;
 use crate::cpu::instructions::Instructions;
 use crate::operands::Operands;
+pub(super) use attention::queries_of_tile;
 pub(super) use matmul::describe_tiles;
 pub(super) use panel_product::pair_of;
 
@@ -70,8 +73,8 @@ pub(super) fn tiles<'k>(kernel: &Kernel<'k, '_>) -> Val<'k> {
         Operation::QuantizeRows => quantize_rows::tiles(kernel),
         Operation::Matmul { .. } => matmul::tiles(kernel),
         Operation::ExpertMatmul { .. } => expert_matmul::tiles(kernel),
-        Operation::Attention { .. } => attention::tiles(kernel),
-        Operation::AttentionBlocks { heads, .. } => attention_blocks::tiles(kernel, heads),
+        Operation::Attention { rounded, .. } => attention::tiles(kernel, rounded),
+        Operation::AttentionBlocks { heads, rounded, .. } => attention_blocks::tiles(kernel, heads, rounded),
         Operation::MergeBlocks { heads } => merge_blocks::tiles(kernel, heads),
         Operation::AttentionScores { .. } => attention_scores::tiles(kernel),
         Operation::CausalSoftmax => causal_softmax::tiles(kernel),
