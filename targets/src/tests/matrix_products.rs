@@ -135,12 +135,17 @@ fn inner_loops_keep_sums_in_registers() {
     let formats = [Quantization::signed(8, 32), Quantization::signed(4, 32), Quantization::signed(4, 128)];
     for (quantization, x) in with_activations(&formats) {
         let Some(quantization) = quantization else { continue };
-        let group = loop_around(&matmul(x, 896, 1152, Some(quantization), 256), "tdpbssd");
-        assert_eq!(count(&group, "tilestored"), count(&group, "tilezero"), "{group}");
-        assert_eq!(count(&group, "vcvtdq2ps") * x.bytes() as usize, 16 * count(&group, "tilezero"));
+        let ty = matmul(x, 896, 1152, Some(quantization), 256);
+        let products = loop_around(&ty, "tdpbssd");
+        let steps = usize::try_from(quantization.group.div_ceil(64)).unwrap();
+        assert_eq!(count(&products, "tdpbssd"), steps * count(&products, "tilestored"), "{products}");
+        assert_eq!(2 * count(&products, "tileload"), 3 * count(&products, "tdpbssd"), "{products}");
+        let scaled = loop_around(&ty, "vfmadd");
+        assert_eq!(count(&scaled, "vcvtdq2ps") % 16, 0, "{scaled}");
+        assert_eq!(count(&scaled, "vfmadd"), count(&scaled, "vcvtdq2ps"), "{scaled}");
         // A register that goes to memory is a sum that found no place.
-        let stored = group.lines().filter(|line| line.contains("vmov") && line.ends_with("(%rsp)"));
-        assert_eq!(stored.count(), 0, "{group}");
+        let stored = scaled.lines().filter(|line| line.contains("vmov") && line.ends_with("(%rsp)"));
+        assert_eq!(stored.count(), 0, "{scaled}");
     }
 }
 

@@ -1,6 +1,8 @@
 //! Elementary functions as polynomials: kernels call no libc, so that tokens do not vary with the
 //! machine's libm.
 
+use std::f32::consts::LN_2;
+
 use crate::builder::{KernelBuilder, Reduction, Scalar, Val};
 
 /// Below this, `exp` is smaller than the smallest normal number.
@@ -31,8 +33,8 @@ pub(super) fn exp<'k>(k: &'k KernelBuilder<'k>, x: Val<'k>) -> Val<'k> {
 
 /// `2^x` for `x ≤ 0` with a relative error below 2e-7, exactly 1 for 0; `x` is at least −125.
 ///
-/// `x = n + r` with `|r| ≤ 1/2`, `2^r` by a polynomial (least largest relative error of those that are 1 in
-/// 0), and `n` added to the exponent's bits. A sum with 1.5 · 2²³ has `n` in its lowest bits. That is 11
+/// `x = n + r` with `|r| ≤ 1/2`, `2^r` by a polynomial (least largest relative error of those that start
+/// with 1 + x ln 2), and `n` added to the exponent's bits. A sum with 1.5 · 2²³ has `n` in its lowest bits. That is 11
 /// instructions where [`exp`] has 18.
 pub(super) fn exp2_of_negative<'k>(k: &'k KernelBuilder<'k>, x: Val<'k>) -> Val<'k> {
     let lanes = x.ty.lanes;
@@ -40,7 +42,7 @@ pub(super) fn exp2_of_negative<'k>(k: &'k KernelBuilder<'k>, x: Val<'k>) -> Val<
     let x = x.maximum(constant(-125.0));
     let shifted = x + constant(12_582_912.0);
     let r = x - (shifted - constant(12_582_912.0));
-    let coefficients = [1.326_472_7e-3, 9.671_513e-3, 5.550_733_6e-2, 2.402_224_2e-1, 6.931_47e-1, 1.0];
+    let coefficients = [1.330_060_5e-3, 9.669_691e-3, 5.550_558_5e-2, 2.402_228_3e-1, LN_2, 1.0];
     let mut polynomial = constant(coefficients[0]);
     for coefficient in &coefficients[1..] {
         polynomial = polynomial.multiply_add(r, constant(*coefficient));

@@ -241,9 +241,10 @@ impl<'k> MatrixProduct<'k> {
         self.sums.at_bytes((panel * k.int(self.most_blocks) + block) * k.int(BLOCK_BYTES))
     }
 
-    /// What the sums of a block start from: zeros with the first inputs, then what they were.
-    pub(super) fn start_of(&self, place: Place<'k>, sums: Buffer<'k>) -> Buffer<'k> {
-        let is_first = place.inputs.compare(Compare::Less, place.inputs.builder().int(1));
+    /// What the sums of a block start from: zeros where nothing was added before, `earlier` of a number that
+    /// goes up, then what they were.
+    pub(super) fn start_of(&self, earlier: Val<'k>, sums: Buffer<'k>) -> Buffer<'k> {
+        let is_first = earlier.compare(Compare::Less, earlier.builder().int(1));
         Buffer { pointer: is_first.select(self.zeros.pointer, sums.pointer), element: sums.element }
     }
 
@@ -283,7 +284,7 @@ impl<'k> MatrixProduct<'k> {
             let row_bytes = k.int(WHOLE.row_bytes);
             let starts: Vec<Val<'k>> = of_sums
                 .iter()
-                .map(|sums| self.start_of(place, *sums).load_matrix(WHOLE, row_bytes))
+                .map(|sums| self.start_of(place.inputs, *sums).load_matrix(WHOLE, row_bytes))
                 .collect();
             let products = step.multiply(kernel, blocks[0], &of_rows, &starts);
             for (sums, product) in of_sums.iter().zip(products) {
