@@ -12,38 +12,67 @@ use crate::{Outcome, repository, run, without_cargo_variables};
 /// The `qwen2c` binary: `QWEN2C` where it is set, else built once from this clone.
 pub fn compiler() -> &'static Path {
     static COMPILER: OnceLock<PathBuf> = OnceLock::new();
-    COMPILER.get_or_init(|| {
-        if let Some(path) = std::env::var_os("QWEN2C") {
-            let path = PathBuf::from(path);
-            assert!(path.is_file(), "QWEN2C names `{}`, which is not a file", path.display());
-            return path.canonicalize().expect("it is a file");
-        }
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut build = Command::new(cargo);
-        build.args(["build", "--release", "--quiet", "-p", "qwen2c"]).current_dir(repository());
-        run(without_cargo_variables(&mut build)).success();
-        let target =
-            std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from);
-        repository().join(target).join("release/qwen2c")
-    })
+    COMPILER.get_or_init(|| built_file("QWEN2C", "qwen2c", "qwen2c"))
 }
 
-/// Whether this machine can run programs for `target`.
-pub fn has_target(target: &str) -> bool {
+/// What the package `package` is built to: the file that the variable names where it is set, else `file` of a
+/// build of this clone.
+pub(crate) fn built_file(variable: &str, package: &str, file: &str) -> PathBuf {
+    if let Some(path) = std::env::var_os(variable) {
+        let path = PathBuf::from(path);
+        assert!(path.is_file(), "{variable} names `{}`, which is not a file", path.display());
+        return path.canonicalize().expect("it is a file");
+    }
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    build.args(["build", "--release", "--quiet", "-p", package]).current_dir(repository());
+    run(without_cargo_variables(&mut build)).success();
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from);
+    repository().join(target).join("release").join(file)
+}
+
+/// The level whose programs use the matrix unit.
+const MATRIX_LEVEL: &str = "x86-64-amx";
+
+/// What a processor with a matrix unit has besides; the unit itself can be computed.
+const AROUND_MATRIX_UNIT: [&str; 7] =
+    ["avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd", "avx512_vnni", "avx512_bf16"];
+
+fn has_features(needed: &[&str]) -> bool {
     let features = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let needed: &[&str] = match target {
-        "native" => &[],
-        "x86-64-v3" => &["avx2", "fma", "f16c", "bmi2"],
-        "x86-64-v4" => &["avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"],
-        "x86-64-amx" => &["avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8"],
-        _ => return false,
-    };
     needed.iter().all(|feature| features.split_whitespace().any(|found| found == *feature))
 }
 
-/// The targets whose programs this machine can run.
+/// Whether this machine has a matrix unit.
+pub fn has_matrix_unit() -> bool {
+    has_features(&["amx_tile", "amx_bf16", "amx_int8"])
+}
+
+/// The library that makes up for a missing matrix unit: `QWEN2C_MATRIX_UNIT` where it is set, else built once
+/// from this clone.
+fn matrix_unit() -> &'static Path {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        let package = "qwen2c-matrix-unit-preload";
+        built_file("QWEN2C_MATRIX_UNIT", package, "libqwen2c_matrix_unit_preload.so")
+    })
+}
+
+/// Whether programs for `target` run here: [`Program::command`] lends them a matrix unit.
+pub fn has_target(target: &str) -> bool {
+    match target {
+        "native" => true,
+        "x86-64-v3" => has_features(&["avx2", "fma", "f16c", "bmi2"]),
+        "x86-64-v4" => has_features(&AROUND_MATRIX_UNIT[..5]),
+        MATRIX_LEVEL => has_features(&AROUND_MATRIX_UNIT),
+        _ => false,
+    }
+}
+
+/// The targets whose programs run here.
 pub fn host_targets() -> Vec<&'static str> {
-    ["native", "x86-64-v3", "x86-64-v4", "x86-64-amx"]
+    ["native", "x86-64-v3", "x86-64-v4", MATRIX_LEVEL]
         .into_iter()
         .filter(|target| has_target(target))
         .collect()
@@ -59,6 +88,7 @@ pub struct Build {
 #[derive(Debug)]
 pub struct Program {
     directory: TempDir,
+    uses_matrix_unit: bool,
     /// What the build printed.
     pub report: Outcome,
 }
@@ -95,7 +125,8 @@ impl Build {
     pub fn finish(&self) -> Program {
         let directory = TempDir::with_prefix("qwen2c-test-").expect("a temporary directory");
         let report = run(&mut self.command(&directory.path().join("program"))).success();
-        Program { directory, report }
+        let uses_matrix_unit = self.arguments.iter().any(|argument| argument == MATRIX_LEVEL);
+        Program { directory, uses_matrix_unit, report }
     }
 }
 
@@ -104,7 +135,8 @@ impl Program {
     #[must_use]
     pub fn with_file(&self, bytes: &[u8]) -> Self {
         let directory = TempDir::with_prefix("qwen2c-test-").expect("a temporary directory");
-        let program = Self { directory, report: self.report.clone() };
+        let program =
+            Self { directory, uses_matrix_unit: self.uses_matrix_unit, report: self.report.clone() };
         std::fs::write(program.path(), bytes).expect("writable");
         std::fs::set_permissions(program.path(), std::fs::Permissions::from_mode(0o755)).expect("ours");
         program
@@ -120,10 +152,13 @@ impl Program {
         self.directory.path()
     }
 
-    /// A command that starts it.
+    /// A command that starts it, with a computed matrix unit where it needs one that the machine lacks.
     pub fn command<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Command {
         let mut command = Command::new(self.path());
         command.args(arguments);
+        if self.uses_matrix_unit && !has_matrix_unit() {
+            command.env("LD_PRELOAD", matrix_unit());
+        }
         command
     }
 

@@ -7,25 +7,13 @@ use std::sync::OnceLock;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{Outcome, Program, Tensor, repository, run, without_cargo_variables};
+use crate::compiler::built_file;
+use crate::{Outcome, Program, Tensor, run};
 
 /// The emulator's library: `QWEN2C_EMULATOR` where it is set, else built once from this clone.
 fn library() -> &'static Path {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
-    LIBRARY.get_or_init(|| {
-        if let Some(path) = std::env::var_os("QWEN2C_EMULATOR") {
-            let path = PathBuf::from(path);
-            assert!(path.is_file(), "QWEN2C_EMULATOR names `{}`, which is not a file", path.display());
-            return path.canonicalize().expect("it is a file");
-        }
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut build = Command::new(cargo);
-        build.args(["build", "--release", "--quiet", "-p", "qwen2c-emulator"]).current_dir(repository());
-        run(without_cargo_variables(&mut build)).success();
-        let target =
-            std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from);
-        repository().join(target).join("release/libqwen2c_emulator.so")
-    })
+    LIBRARY.get_or_init(|| built_file("QWEN2C_EMULATOR", "qwen2c-emulator", "libqwen2c_emulator.so"))
 }
 
 /// An emulated device.

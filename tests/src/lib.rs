@@ -14,7 +14,7 @@ mod tensors;
 use std::path::{Path, PathBuf};
 
 pub use checkpoint::{Blocks, Widths};
-pub use compiler::{Build, Program, compiler, has_target, host_targets};
+pub use compiler::{Build, Program, compiler, has_matrix_unit, has_target, host_targets};
 pub use device::Device;
 pub use gguf::{GreedyAnswer, smollm2_gguf, smollm2_golden};
 pub use golden::{GOLDENS, Golden, Prompt, goldens_directory};

@@ -111,14 +111,14 @@ fn rows_together_and_alone_have_the_same_bits() {
 
 #[test]
 fn sixteen_queries_share_a_register() {
-    if !can_run() || matrix_unit::prepare() {
+    if !can_run() || qwen2c_matrix_unit::prepare() {
         return;
     }
     let mut attention = Attention::new((14, 2, 64), 300);
     let positions: Vec<f32> = (256..288).map(|position| position as f32).collect();
     let given = [attention.queries(32), positions, vec![1.0; 32]];
     attention.request.max_rows = 32;
-    matrix_unit::take_counts();
+    qwen2c_matrix_unit::take_counts();
     run(&target(), &attention.request, 32, &given, &[], &mut attention.caches);
     let (queries, kv_heads, rows, columns) = (32 * 7, 2, 16, 16);
     let tiles = kv_heads * queries / rows;
@@ -126,7 +126,7 @@ fn sixteen_queries_share_a_register() {
     let (steps, blocks) = (9, 2);
     let of_scores = tiles * steps * 2 * (64 / 32);
     let of_values = tiles * steps * (64 / columns);
-    let found = matrix_unit::take_counts();
+    let found = qwen2c_matrix_unit::take_counts();
     assert_eq!(found.products, of_scores + of_values);
     let (of_queries, of_weights) = (tiles * blocks * (64 / 32), tiles * steps);
     let of_zeros = tiles * blocks * (64 / columns);

@@ -15,7 +15,7 @@ pub(super) fn target() -> AnyTarget {
 
 /// Whether this machine runs what surrounds the unit's instructions, which are emulated where it lacks them.
 pub(super) fn can_run() -> bool {
-    matrix_unit::prepare();
+    qwen2c_matrix_unit::prepare();
     let can_run = processors().iter().any(|target| target.description().name.contains("bf16"));
     if !can_run {
         eprintln!("this machine lacks AVX-512, VNNI or BF16: nothing around the matrix unit can run");
@@ -94,20 +94,20 @@ fn products_of_bf16_by_rows_and_epilogues() {
 
 #[test]
 fn a_step_of_the_inner_loop_loads_four_registers_for_four_products() {
-    if !can_run() || matrix_unit::prepare() {
+    if !can_run() || qwen2c_matrix_unit::prepare() {
         return;
     }
     // 4 blocks of rows, 2 pairs of panels, 40 steps in 3 blocks of inputs.
     let (inputs, outputs, count) = (1280, 64, 64);
     let ty = matmul(Element::Bf16, inputs, outputs, None, 256);
-    matrix_unit::take_counts();
+    qwen2c_matrix_unit::take_counts();
     run(&target(), &ty, count, &[numbers(count * inputs, 1)], &[numbers(outputs * inputs, 2)], &mut []);
     let (blocks, panels, steps, visits) = (4, 4, 40, 3);
     let products = blocks * panels * steps;
     let sums = blocks * panels * visits;
     assert_eq!(
-        matrix_unit::take_counts(),
-        matrix_unit::Counts { loads: products + sums, stores: sums, products }
+        qwen2c_matrix_unit::take_counts(),
+        qwen2c_matrix_unit::Counts { loads: products + sums, stores: sums, products }
     );
 }
 
@@ -158,10 +158,10 @@ fn rows_get_the_same_bits_alone_and_in_blocks() {
     for (quantization, x_element) in with_activations(&FORMATS) {
         let (x, w) = (uneven(count * inputs, 5), uneven(outputs * inputs, 6));
         let mut ty = matmul(x_element, inputs, outputs, quantization, 256);
-        matrix_unit::take_counts();
+        qwen2c_matrix_unit::take_counts();
         let together =
             run(&target(), &ty, count, std::slice::from_ref(&x), std::slice::from_ref(&w), &mut []);
-        let uses_unit = matrix_unit::prepare() || matrix_unit::take_counts().products > 0;
+        let uses_unit = qwen2c_matrix_unit::prepare() || qwen2c_matrix_unit::take_counts().products > 0;
         assert!(uses_unit, "{quantization:?}: nothing was multiplied on the matrix unit");
         let few =
             run(&target(), &ty, 5, &[x[..5 * inputs as usize].to_vec()], std::slice::from_ref(&w), &mut []);
@@ -231,10 +231,10 @@ fn products_of_experts() {
         );
         let x_rows = if by_entry { choices * count } else { count };
         let (x, w) = (numbers(x_rows * inputs, 7), numbers(experts * columns * inputs, 8));
-        matrix_unit::take_counts();
+        qwen2c_matrix_unit::take_counts();
         let given = [x.clone(), chosen.clone(), table];
         let found = run(&target(), &ty, count, &given, std::slice::from_ref(&w), &mut []).remove(0);
-        assert!(matrix_unit::prepare() || matrix_unit::take_counts().products > 0);
+        assert!(qwen2c_matrix_unit::prepare() || qwen2c_matrix_unit::take_counts().products > 0);
 
         let (mut x, mut w) = (x, w);
         if let Some(quantization) = quantization {

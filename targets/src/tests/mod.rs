@@ -9,7 +9,6 @@ mod fused_products;
 mod largest;
 mod matrix_attention;
 mod matrix_products;
-mod matrix_unit;
 mod persistent;
 mod products;
 mod tensor_cores;

@@ -1,8 +1,8 @@
 //! The matrix unit (AMX) on machines that lack it: its instructions, which such a machine refuses, are
 //! decoded and computed by the handler of the signal that the refusal raises.
 //!
-//! So the tests run the very machine code that a program for `x86-64-amx` has, the configuration that LLVM
-//! wrote included. What the handler computes, and what it refuses, follows Intel's manual (volume 2, "Intel
+//! So tests run the very machine code of a program for `x86-64-amx`, the configuration that LLVM wrote included:
+//! kernels in a test's own process, and whole programs with the library in `preload`. What the handler computes, and what it refuses, follows Intel's manual (volume 2, "Intel
 //! AMX instructions"). A machine that has the unit, and whose system grants it, computes by itself.
 
 use std::cell::RefCell;
@@ -25,13 +25,13 @@ struct Unit {
 
 /// Instructions that the handler computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Counts {
+pub struct Counts {
     /// Registers loaded from memory.
-    pub(super) loads: u64,
+    pub loads: u64,
     /// Registers stored.
-    pub(super) stores: u64,
+    pub stores: u64,
     /// Products of two registers.
-    pub(super) products: u64,
+    pub products: u64,
 }
 
 thread_local! {
@@ -45,7 +45,7 @@ thread_local! {
 }
 
 /// Makes the unit usable in this process; whether the machine's own is.
-pub(super) fn prepare() -> bool {
+pub fn prepare() -> bool {
     static IS_NATIVE: LazyLock<bool> = LazyLock::new(|| {
         /// `ARCH_REQ_XCOMP_PERM` for the state component of tile data.
         const REQUEST: (libc::c_ulong, libc::c_ulong) = (0x1023, 18);
@@ -56,21 +56,26 @@ pub(super) fn prepare() -> bool {
         if granted && has_unit {
             return true;
         }
-        // SAFETY: the action is plain data for which zeros are valid; the handler has the signature that
-        // `SA_SIGINFO` asks for, and computes refused instructions alone.
-        unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = refused as *const () as usize;
-            action.sa_flags = libc::SA_SIGINFO;
-            assert_eq!(libc::sigaction(libc::SIGILL, &action, std::ptr::null_mut()), 0);
-        }
+        compute_refused_instructions();
         false
     });
     *IS_NATIVE
 }
 
+/// From now on refused instructions of the unit are computed in this process.
+pub fn compute_refused_instructions() {
+    // SAFETY: the action is plain data for which zeros are valid; the handler has the signature that
+    // `SA_SIGINFO` asks for, and computes refused instructions alone.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = refused as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO;
+        assert_eq!(libc::sigaction(libc::SIGILL, &action, std::ptr::null_mut()), 0);
+    }
+}
+
 /// What this thread asked of the emulated unit since the last call.
-pub(super) fn take_counts() -> Counts {
+pub fn take_counts() -> Counts {
     UNIT.with_borrow_mut(|unit| std::mem::take(&mut unit.counts))
 }
 
