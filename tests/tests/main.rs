@@ -15,6 +15,7 @@ mod damaged_programs;
 mod examples;
 mod faults;
 mod interpreter;
+mod matrix_unit;
 mod memory;
 mod parity;
 mod plan;
