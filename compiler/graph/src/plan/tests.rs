@@ -194,6 +194,17 @@ fn a_verifier_that_sees_nothing_would_pass_these() {
     broken.lists[0].body[1].joins_previous = true;
     assert!(matches!(verify_plan(&broken), Err(PlanViolation::Race { steps: [0, 1], .. })));
 
+    let mut broken = good.clone();
+    broken.lists[0].body[0].joins_previous = true;
+    let violation = verify_plan(&broken);
+    assert_eq!(violation, Err(PlanViolation::JoinsNothing { list: "decode".to_owned(), step: 0 }));
+
+    let mut broken = good.clone();
+    let step = broken.lists[0].body.len();
+    broken.lists[0].head[0].joins_previous = true;
+    let violation = verify_plan(&broken);
+    assert_eq!(violation, Err(PlanViolation::JoinsNothing { list: "decode".to_owned(), step }));
+
     let mut broken = good;
     broken.buffers[first].list = Some(9);
     assert!(matches!(verify_plan(&broken), Err(PlanViolation::UnknownList { .. })));

@@ -3,7 +3,7 @@
 //! It knows nothing of how buffers were placed. It checks that everything lies inside its region and is
 //! aligned, that no two buffers in use at the same time share a byte, that weights do not overlap,
 //! that every operand of every step lies in a buffer that is in use at that step, and that no step writes
-//! what another step of its phase touches.
+//! what another step of its phase touches, and that a phase lies within the body or the head of its list.
 
 use std::fmt;
 
@@ -53,6 +53,14 @@ pub enum PlanViolation {
         /// Byte of the arena that both touch.
         offset: u64,
     },
+    /// The first step of a body or a head joins a step before it: the body and the head run by themselves, so
+    /// there is none.
+    JoinsNothing {
+        /// Step list.
+        list: String,
+        /// Step, counted through body and head.
+        step: usize,
+    },
     /// What the head reads from the body goes out of use before the head's last step: a second run of the
     /// head would read something else.
     LostInHead {
@@ -88,6 +96,10 @@ impl fmt::Display for PlanViolation {
             Self::Race { list, steps: [first, second], offset } => write!(
                 formatter,
                 "step {first} of list `{list}` writes byte {offset}, which step {second} of the same phase touches"
+            ),
+            Self::JoinsNothing { list, step } => write!(
+                formatter,
+                "step {step} of list `{list}` joins a step before it, and is the first of its body or head"
             ),
             Self::LostInHead { name } => {
                 write!(formatter, "`{name}` goes out of use inside the head, which may run again")
@@ -125,6 +137,11 @@ pub fn verify_plan(plan: &Plan) -> Result<(), PlanViolation> {
 
 /// Holds what each step writes against all operands of the other steps of its phase.
 fn check_phases(list: &PlannedList) -> Result<(), PlanViolation> {
+    for (step, part) in [(0, &list.body), (list.body.len(), &list.head)] {
+        if part.first().is_some_and(|first| first.joins_previous) {
+            return Err(PlanViolation::JoinsNothing { list: list.name.clone(), step });
+        }
+    }
     let steps: Vec<&PlannedStep> = list.body.iter().chain(&list.head).collect();
     let mut first = 0;
     for end in 1..=steps.len() {
