@@ -253,14 +253,8 @@ fn fuse(
     for list in lists {
         let context = PassContext {
             config: &description.config,
-            target_lanes: u64::from(request.target.description().vector_lanes),
+            target: request.target.description(),
             max_rows: list.max_rows,
-            multiplies_integers: request.multiplies_integers(),
-            multiplies_bf16_pairs: request.multiplies_bf16_pairs(),
-            splits_attention: request.target.description().splits_attention,
-            has_own_memory: request.target.description().has_own_memory,
-            prefers_few_launches: request.target.description().prefers_few_launches,
-            longest_fused_norm: request.target.description().longest_fused_norm,
         };
         let of_list = run_passes(&mut list.graph, &context, &disabled, &mut |_, _, _| {})
             .map_err(|error| Failure::Bug(refused_by_verifier(&error)))?;

@@ -10,7 +10,7 @@ use qwen2c_graph::{
     Graph, GraphOptions, InterpretError, Interpreter, ModelConfig, SourceError, TensorSource, WeightPart,
     WeightSource, WeightStorage, build_graph,
 };
-use qwen2c_request::{Element, Quantization, QuantizedRows, Size};
+use qwen2c_request::{Element, Quantization, QuantizedRows, Size, TargetDescription};
 
 use crate::failure::Failure;
 use crate::weights::unreadable;
@@ -72,17 +72,9 @@ pub(crate) fn record(
     let options = GraphOptions { dtype, storage, context: rows, slots: 1, layers: Some(layers(config)) };
     let mut graph = build_graph(config, &options);
     // Fewer launches change no bit.
-    let context = PassContext {
-        config,
-        target_lanes: 1,
-        max_rows: rows,
-        multiplies_integers,
-        multiplies_bf16_pairs,
-        splits_attention: false,
-        has_own_memory: false,
-        prefers_few_launches: false,
-        longest_fused_norm: 0,
-    };
+    let target =
+        TargetDescription { multiplies_integers, multiplies_bf16_pairs, ..TargetDescription::default() };
+    let context = PassContext { config, target: &target, max_rows: rows };
     resolve(&mut graph, &context)?;
     let count = MOST_COLUMNS.min(config.vocabulary);
     let columns: Vec<u32> = (0..count).map(|index| (index * config.vocabulary / count) as u32).collect();
@@ -190,7 +182,7 @@ impl TensorSource for ChosenRows<'_> {
 mod tests {
     use qwen2c_checkpoint::RandomWeights;
     use qwen2c_graph::{ExpertConfig, Family, ModelConfig, Rope, RopeScaling};
-    use qwen2c_request::Element;
+    use qwen2c_request::{Element, TargetDescription};
 
     use super::{PassContext, Rounding, layers, record, tokens};
 
@@ -267,17 +259,8 @@ mod tests {
             layers: Some(layers(&whole)),
         };
         let mut graph = qwen2c_graph::build_graph(&whole, &options);
-        let context = PassContext {
-            config: &whole,
-            target_lanes: 1,
-            max_rows: 1,
-            multiplies_integers: false,
-            multiplies_bf16_pairs: false,
-            splits_attention: false,
-            has_own_memory: false,
-            prefers_few_launches: false,
-            longest_fused_norm: 0,
-        };
+        let target = TargetDescription::default();
+        let context = PassContext { config: &whole, target: &target, max_rows: 1 };
         super::resolve(&mut graph, &context).unwrap();
         let source = RandomWeights::new(5);
         let mut interpreter = qwen2c_graph::Interpreter::new(&graph, &source).unwrap();

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use qwen2c_checkpoint::Checkpoint;
 use qwen2c_graph::passes::{PASSES, PassContext, run_passes};
 use qwen2c_graph::{Graph, GraphOptions, Interpreter, WeightStorage, build_graph};
-use qwen2c_request::Element;
+use qwen2c_request::{Element, TargetDescription};
 use qwen2c_tests::{GOLDENS, Golden, relative_l2};
 
 /// Lengths of the prompts: plain loops take their time.
@@ -33,19 +33,16 @@ fn graphs(checkpoint: &Checkpoint, dtype: Element) -> [(&'static str, Graph); 2]
         config,
         &GraphOptions { dtype, storage: WeightStorage::Elements, context: 64, slots: 1, layers: None },
     );
+    let target = TargetDescription {
+        vector_lanes: 8,
+        multiplies_integers: true,
+        multiplies_bf16_pairs: true,
+        splits_attention: true,
+        ..TargetDescription::default()
+    };
     let run = |disabled: &BTreeSet<&str>| {
         let mut graph = plain.clone();
-        let context = PassContext {
-            config,
-            target_lanes: 8,
-            max_rows: 8,
-            multiplies_integers: true,
-            multiplies_bf16_pairs: true,
-            splits_attention: true,
-            has_own_memory: false,
-            prefers_few_launches: false,
-            longest_fused_norm: 0,
-        };
+        let context = PassContext { config, target: &target, max_rows: 8 };
         run_passes(&mut graph, &context, disabled, &mut |_, _, _| {})
             .expect("the passes keep the graph valid");
         graph

@@ -7,7 +7,7 @@ use std::process::Command;
 use qwen2c_checkpoint::Checkpoint;
 use qwen2c_graph::passes::{PASSES, PassContext, ROUNDING_PASSES, run_passes};
 use qwen2c_graph::{GraphOptions, Interpreter, WeightStorage, build_graph, settle_minima};
-use qwen2c_request::{Element, Quantization};
+use qwen2c_request::{Element, Quantization, TargetDescription};
 use qwen2c_tests::{Build, Device, Golden, Program, compiler, host_targets, relative_l2, run};
 
 /// Prompt of the comparisons.
@@ -48,17 +48,13 @@ pub(crate) fn interpreted(
     let mut graph = build_graph(config, &options);
     let optional = PASSES.iter().filter(|pass| pass.optional).map(|pass| pass.name);
     let fusions: BTreeSet<&str> = optional.filter(|name| !ROUNDING_PASSES.contains(name)).collect();
-    let context = PassContext {
-        config,
-        target_lanes: 8,
-        max_rows: 64,
+    let target = TargetDescription {
+        vector_lanes: 8,
         multiplies_integers,
         multiplies_bf16_pairs,
-        splits_attention: false,
-        has_own_memory: false,
-        prefers_few_launches: false,
-        longest_fused_norm: 0,
+        ..TargetDescription::default()
     };
+    let context = PassContext { config, target: &target, max_rows: 64 };
     run_passes(&mut graph, &context, &fusions, &mut |_, _, _| {}).expect("a valid graph");
     let mut interpreter = Interpreter::new(&graph, &checkpoint).expect("a valid graph");
     let rows: Vec<u32> = (0..tokens.len() as u32).collect();

@@ -148,8 +148,8 @@ impl fmt::Display for Unservable {
 
 impl std::error::Error for Unservable {}
 
-/// What a target is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What a target is. The default is one without wishes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TargetDescription {
     /// Name as given on the command line with its features: `x86-64-v4+avx512vnni`.
     pub name: String,

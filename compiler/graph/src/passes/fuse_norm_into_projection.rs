@@ -38,10 +38,10 @@ use crate::{Graph, Op, ValueId};
 
 /// Fuses all norms.
 pub(super) fn run(graph: &mut Graph, context: &PassContext<'_>) -> u64 {
-    if context.max_rows > 1 || !context.prefers_few_launches {
+    if context.max_rows > 1 || !context.target.prefers_few_launches {
         return 0;
     }
-    rewrite_all(graph, |graph, uses, index| find(graph, uses, index, context.longest_fused_norm))
+    rewrite_all(graph, |graph, uses, index| find(graph, uses, index, context.target.longest_fused_norm))
 }
 
 fn find(graph: &mut Graph, uses: &Uses, index: usize, longest: u64) -> Option<Replacement> {
@@ -86,12 +86,15 @@ fn can_normalize(graph: &Graph, op: &Op, row: ValueId) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use qwen2c_request::TargetDescription;
+
     use super::*;
     use crate::passes::PassFunction;
     use crate::passes::tests::{EXPERTS, MLP, rewrite};
 
     fn run_for_device(graph: &mut Graph, context: &PassContext<'_>) -> u64 {
-        run(graph, &PassContext { prefers_few_launches: true, ..*context })
+        let target = TargetDescription { prefers_few_launches: true, ..context.target.clone() };
+        run(graph, &PassContext { target: &target, ..*context })
     }
 
     /// The graph with a norm in front of its `%x`.
@@ -124,8 +127,10 @@ mod tests {
 
     #[test]
     fn a_row_too_long_for_the_target_keeps_its_norm() {
-        let run_with_less: PassFunction =
-            |graph, context| run_for_device(graph, &PassContext { longest_fused_norm: 63, ..*context });
+        let run_with_less: PassFunction = |graph, context| {
+            let target = TargetDescription { longest_fused_norm: 63, ..context.target.clone() };
+            run_for_device(graph, &PassContext { target: &target, ..*context })
+        };
         assert_eq!(rewrite(run_with_less, &normalized(MLP), 1), (0, normalized(MLP)));
     }
 

@@ -36,7 +36,7 @@ use crate::{Graph, Op};
 
 /// Fuses the projections of all layers.
 pub(super) fn run(graph: &mut Graph, context: &PassContext<'_>) -> u64 {
-    if context.max_rows > 1 || !context.prefers_few_launches {
+    if context.max_rows > 1 || !context.target.prefers_few_launches {
         return 0;
     }
     rewrite_all(graph, |graph, uses, index| find(graph, uses, index))
@@ -73,9 +73,16 @@ fn find(graph: &Graph, uses: &Uses, index: usize) -> Option<Replacement> {
 
 #[cfg(test)]
 mod tests {
+    use qwen2c_request::TargetDescription;
+
     use super::*;
     use crate::passes::tests::{ATTENTION, rewrite};
     use crate::passes::{fuse_bias_rope_and_cache_write, merge_qkv_projections, round_attention};
+
+    fn run_for_device(graph: &mut Graph, context: &PassContext<'_>) -> u64 {
+        let target = TargetDescription { prefers_few_launches: true, ..context.target.clone() };
+        run(graph, &PassContext { target: &target, ..*context })
+    }
 
     fn merge(graph: &mut Graph, context: &PassContext<'_>) {
         merge_qkv_projections::run(graph, context);
@@ -84,7 +91,7 @@ mod tests {
 
     fn merge_and_fuse(graph: &mut Graph, context: &PassContext<'_>) -> u64 {
         merge(graph, context);
-        run(graph, &PassContext { prefers_few_launches: true, ..*context })
+        run_for_device(graph, context)
     }
 
     #[test]
@@ -110,7 +117,7 @@ mod tests {
             merge(graph, context);
             let write = graph.operations.iter().find(|op| op.operation.writes_cache()).expect("a write");
             graph.outputs.push(write.inputs[0]);
-            run(graph, &PassContext { prefers_few_launches: true, ..*context })
+            run_for_device(graph, context)
         };
         assert_eq!(rewrite(with_reader, ATTENTION, 1).0, 0);
     }
@@ -120,7 +127,7 @@ mod tests {
         let rounded = |graph: &mut Graph, context: &PassContext<'_>| {
             merge(graph, context);
             round_attention::run(graph, context);
-            run(graph, &PassContext { prefers_few_launches: true, ..*context })
+            run_for_device(graph, context)
         };
         assert_eq!(rewrite(rounded, ATTENTION, 1).0, 0);
     }

@@ -37,6 +37,8 @@ pub(crate) mod tests;
 
 pub use run::{PassError, PassReport, SelectionError, run_passes, select_passes};
 
+use qwen2c_request::TargetDescription;
+
 use crate::{Graph, ModelConfig};
 
 /// What a pass may know besides the graph.
@@ -44,22 +46,10 @@ use crate::{Graph, ModelConfig};
 pub struct PassContext<'a> {
     /// The model, where the graph left something open: rotary frequencies.
     pub config: &'a ModelConfig,
-    /// `f32` lanes of the target's vector register; widths are padded to multiples of it.
-    pub target_lanes: u64,
+    /// What the target wants of a graph.
+    pub target: &'a TargetDescription,
     /// Most rows of a step of the list that the graph is for.
     pub max_rows: u64,
-    /// The target multiplies quantized weights with activations in integers.
-    pub multiplies_integers: bool,
-    /// The target's attention multiplies pairs of bf16.
-    pub multiplies_bf16_pairs: bool,
-    /// The target wants attention of one row in parts.
-    pub splits_attention: bool,
-    /// The target's memory is not the host's: what the host is to see is copied to it.
-    pub has_own_memory: bool,
-    /// The target wants few kernels for steps of one row.
-    pub prefers_few_launches: bool,
-    /// Elements of the longest row that the target's products can normalize.
-    pub longest_fused_norm: u64,
 }
 
 /// A rewrite of the graph. Returns the number of places rewritten.

@@ -55,7 +55,7 @@ pub(super) fn run(graph: &mut Graph, context: &PassContext<'_>) -> u64 {
     let mut rewrites = 0;
     for index in 0..graph.operations.len() {
         let Some(mlp) = find_gated_mlp(graph, &uses, index) else { continue };
-        let padded = mlp.width.next_multiple_of(context.target_lanes.max(1));
+        let padded = mlp.width.next_multiple_of(u64::from(context.target.vector_lanes.max(1)));
         let can_be_padded = padded != mlp.width
             && mlp.first_weights.iter().all(|weight| has_rows_to_pad(graph, *weight, mlp.width))
             && graph.weight(mlp.down).source_columns == mlp.width

@@ -45,7 +45,7 @@ use crate::{Graph, Op, ValueId};
 
 /// Quantizes the inputs of all products with quantized weights.
 pub(super) fn run(graph: &mut Graph, context: &PassContext<'_>) -> u64 {
-    if !context.multiplies_integers {
+    if !context.target.multiplies_integers {
         return 0;
     }
     let mut rewrites = 0;

@@ -39,7 +39,7 @@ use crate::{Graph, Op, ValueId};
 
 /// Rounds all attentions.
 pub(super) fn run(graph: &mut Graph, context: &PassContext<'_>) -> u64 {
-    if !context.multiplies_bf16_pairs {
+    if !context.target.multiplies_bf16_pairs {
         return 0;
     }
     let uses = Uses::new(graph);
@@ -88,6 +88,8 @@ fn round_query(graph: &mut Graph, uses: &Uses, query: ValueId) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use qwen2c_request::TargetDescription;
+
     use super::*;
     use crate::passes::tests::{ATTENTION, context, rewrite, tiny_config};
     use crate::text::{parse_graph, print_graph};
@@ -138,7 +140,9 @@ mod tests {
     fn a_target_without_the_instruction_stays() {
         let mut graph = parse_graph(ATTENTION).unwrap();
         let config = tiny_config();
-        let context = PassContext { multiplies_bf16_pairs: false, ..context(&config, 1) };
+        let context = context(&config, 1);
+        let target = TargetDescription { multiplies_bf16_pairs: false, ..context.target.clone() };
+        let context = PassContext { target: &target, ..context };
         assert_eq!(run(&mut graph, &context), 0);
         assert_eq!(print_graph(&graph), ATTENTION);
     }

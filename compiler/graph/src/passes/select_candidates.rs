@@ -42,7 +42,7 @@ const CANDIDATES: u64 = 64;
 
 /// Selects the candidates of the graph's logits.
 pub(super) fn run(graph: &mut Graph, context: &PassContext<'_>) -> u64 {
-    if !context.has_own_memory || context.max_rows != 1 {
+    if !context.target.has_own_memory || context.max_rows != 1 {
         return 0;
     }
     let logits = graph.outputs.iter().find(|output| graph.value(**output).name == "logits");
@@ -68,8 +68,10 @@ pub(super) fn run(graph: &mut Graph, context: &PassContext<'_>) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use qwen2c_request::TargetDescription;
+
     use super::*;
-    use crate::passes::tests::{HEAD, rewrite, tiny_config};
+    use crate::passes::tests::{HEAD, context, rewrite, tiny_config};
     use crate::{parse_graph, print_graph, verify};
 
     #[test]
@@ -102,7 +104,9 @@ mod tests {
     fn logits_that_the_host_reads_itself_stay() {
         let mut graph = parse_graph(HEAD).expect("a graph");
         let config = tiny_config();
-        let context = PassContext { has_own_memory: false, ..crate::passes::tests::context(&config, 1) };
+        let context = context(&config, 1);
+        let target = TargetDescription { has_own_memory: false, ..context.target.clone() };
+        let context = PassContext { target: &target, ..context };
         assert_eq!(run(&mut graph, &context), 0);
         verify(&graph).expect("it verifies");
         assert_eq!(print_graph(&graph), HEAD);

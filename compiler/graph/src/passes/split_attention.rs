@@ -41,7 +41,7 @@ const ENOUGH_KV_HEADS: u64 = 16;
 
 /// Splits all attentions.
 pub(super) fn run(graph: &mut Graph, context: &PassContext<'_>) -> u64 {
-    if context.max_rows > 1 || !context.splits_attention {
+    if context.max_rows > 1 || !context.target.splits_attention {
         return 0;
     }
     rewrite_all(graph, find)
@@ -81,6 +81,8 @@ fn add_part(graph: &mut Graph, result: ValueId, part: &str, ty: TensorType) -> V
 
 #[cfg(test)]
 mod tests {
+    use qwen2c_request::TargetDescription;
+
     use super::*;
     use crate::passes::fuse_attention;
     use crate::passes::tests::{ATTENTION, rewrite};
@@ -92,7 +94,7 @@ mod tests {
 
     fn fuse_and_split(graph: &mut Graph, context: &PassContext<'_>) -> u64 {
         fuse_attention::run(graph, context);
-        run(graph, &PassContext { splits_attention: true, ..*context })
+        run(graph, context)
     }
 
     #[test]
@@ -129,7 +131,8 @@ mod tests {
     fn other_targets_keep_their_attention() {
         let elsewhere = |graph: &mut Graph, context: &PassContext<'_>| {
             fuse_attention::run(graph, context);
-            run(graph, &PassContext { splits_attention: false, ..*context })
+            let target = TargetDescription { splits_attention: false, ..context.target.clone() };
+            run(graph, &PassContext { target: &target, ..*context })
         };
         assert_eq!(rewrite(elsewhere, &long(), 1).0, 0);
     }

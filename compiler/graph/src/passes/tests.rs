@@ -1,9 +1,10 @@
 //! Shared graphs of the passes' tests, and tests of the passes together.
 
 use std::collections::BTreeSet;
+use std::sync::LazyLock;
 
 use proptest::prelude::*;
-use qwen2c_request::{Element, Operation};
+use qwen2c_request::{Element, Operation, TargetDescription};
 
 use super::{PASSES, PassContext, PassFunction, run_passes};
 use crate::{
@@ -50,19 +51,20 @@ pub(crate) fn tiny_experts_config() -> ModelConfig {
     }
 }
 
-/// The context of all tests: a processor of 8 lanes.
+/// The target of all tests: 8 lanes, and a use for every pass but those that save launches.
+static TARGET: LazyLock<TargetDescription> = LazyLock::new(|| TargetDescription {
+    vector_lanes: 8,
+    multiplies_integers: true,
+    multiplies_bf16_pairs: true,
+    splits_attention: true,
+    has_own_memory: true,
+    longest_fused_norm: 64,
+    ..TargetDescription::default()
+});
+
+/// The context of all tests.
 pub(super) fn context(config: &ModelConfig, max_rows: u64) -> PassContext<'_> {
-    PassContext {
-        config,
-        target_lanes: 8,
-        max_rows,
-        multiplies_integers: true,
-        multiplies_bf16_pairs: true,
-        splits_attention: true,
-        has_own_memory: true,
-        prefers_few_launches: false,
-        longest_fused_norm: 64,
-    }
+    PassContext { config, target: &TARGET, max_rows }
 }
 
 /// Runs a pass on a graph in text form; both sides are verified. Gives the number of rewrites and the
@@ -253,7 +255,8 @@ proptest! {
             .map(|(_, name)| *name)
             .collect();
         let unfused = passed(&config, Element::F32, max_rows, &optional.iter().copied().collect());
-        let context = PassContext { prefers_few_launches, ..context(&config, max_rows) };
+        let target = TargetDescription { prefers_few_launches, ..TARGET.clone() };
+        let context = PassContext { target: &target, ..context(&config, max_rows) };
         let fused = passed_for(&context, Element::F32, &disabled);
         // Grouped experts hold tables for `max_rows` rows, a prompt of 5 needs 8.
         prop_assume!(max_rows == 8 || !names(&fused).contains("group_rows"));
@@ -294,12 +297,13 @@ fn few_launches_keep_every_rounding() {
     for config in [tiny_config(), tiny_experts_config()] {
         let rewrites = optional_passes().into_iter().filter(|name| *name != "fold_constants").collect();
         let unfused = passed(&config, Element::Bf16, 1, &rewrites);
-        let context = PassContext {
+        let target = TargetDescription {
             prefers_few_launches: true,
             multiplies_integers: false,
             multiplies_bf16_pairs: false,
-            ..context(&config, 1)
+            ..TARGET.clone()
         };
+        let context = PassContext { target: &target, ..context(&config, 1) };
         let fused = passed_for(&context, Element::Bf16, &BTreeSet::new());
         assert_eq!(logits(&fused), logits(&unfused));
         let dense: Vec<&str> =

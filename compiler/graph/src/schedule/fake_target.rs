@@ -26,15 +26,9 @@ impl FakeTarget {
         let description = TargetDescription {
             name: "fake".to_owned(),
             family: "fake",
-            required_features: Vec::new(),
             vector_lanes: 8,
-            multiplies_integers: false,
-            multiplies_bf16_pairs: false,
-            splits_attention: false,
-            has_own_memory: false,
-            prefers_few_launches: false,
             prompt_rows: &[8],
-            longest_fused_norm: 0,
+            ..TargetDescription::default()
         };
         Self { description, refused: None }
     }
