@@ -6,10 +6,10 @@ use std::sync::OnceLock;
 use qwen2c_tests::{Build, Golden, Outcome, Program, compiler, run};
 use tempfile::TempDir;
 
-/// The compiler with these arguments.
+/// The compiler with these arguments, and no checkpoints but those that they name.
 #[track_caller]
 fn qwen2c(arguments: &[&str]) -> Outcome {
-    run(Command::new(compiler()).args(arguments))
+    run(Command::new(compiler()).args(arguments).env("HF_HUB_CACHE", "/nonexistent"))
 }
 
 /// A program with a tokenizer and a chat template.

@@ -41,24 +41,30 @@ const INDEX_FILE: &str = "model.safetensors.index.json";
 /// # Errors
 ///
 /// When it is not in the cache and the hub cannot be reached or does not have it.
-pub fn locate_checkpoint(
+pub(crate) fn locate_checkpoint(
     repository: &str,
     revision: &str,
     progress: &mut dyn FnMut(DownloadEvent<'_>),
 ) -> Result<PathBuf, Diagnostic> {
-    let cache = cache_folder(&|name| std::env::var_os(name).map(PathBuf::from));
-    if let Some(cache) = &cache
-        && let Some(folder) = find_in_cache(cache, repository, revision)
-    {
+    if let Some(folder) = cached_checkpoint(repository, revision) {
         return Ok(folder);
     }
-    let Some(cache) = cache else {
+    let Some(cache) = users_cache() else {
         return Err(not_available(repository, "no home directory for the Hugging Face cache: set `HF_HOME`"));
     };
     if std::env::var_os("HF_HUB_OFFLINE").is_some_and(|value| !value.is_empty() && value != "0") {
         return Err(not_available(repository, "not in the local cache, and `HF_HUB_OFFLINE` is set"));
     }
     download(&cache, repository, revision, progress)
+}
+
+/// The directory of a repository's checkpoint in the local Hugging Face cache, where it lies there as a whole.
+pub(crate) fn cached_checkpoint(repository: &str, revision: &str) -> Option<PathBuf> {
+    find_in_cache(&users_cache()?, repository, revision)
+}
+
+fn users_cache() -> Option<PathBuf> {
+    cache_folder(&|name| std::env::var_os(name).map(PathBuf::from))
 }
 
 /// The cache's folder as the hub's own client finds it.

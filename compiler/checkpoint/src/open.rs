@@ -8,7 +8,7 @@ use qwen2c_graph::TensorSource;
 
 use crate::checkpoint::Checkpoint;
 use crate::description::{ModelDescription, describe_checkpoint};
-use crate::hub::{DownloadEvent, locate_checkpoint};
+use crate::hub::{DownloadEvent, cached_checkpoint, locate_checkpoint};
 use crate::models::{KnownModel, find_model, refuse_two_meanings};
 use crate::random::RandomWeights;
 
@@ -23,9 +23,15 @@ pub struct ModelRequest<'a> {
     pub revision: Option<&'a str>,
 }
 
+impl ModelRequest<'_> {
+    fn revision(&self) -> &str {
+        self.revision.unwrap_or("main")
+    }
+}
+
 /// What `--model` names.
 #[derive(Clone, Debug)]
-pub enum ResolvedModel {
+enum ResolvedModel {
     /// A row of the table of sizes.
     Known(Box<KnownModel>),
     /// A directory with `config.json`, or a GGUF file.
@@ -46,7 +52,7 @@ pub struct OpenedModel {
 ///
 /// When it is neither a known name nor an existing path, with suggestions where a name is near; when it is a known
 /// name and a checkpoint's directory.
-pub fn resolve_model(text: &str) -> Result<ResolvedModel, Diagnostic> {
+fn resolve_model(text: &str) -> Result<ResolvedModel, Diagnostic> {
     let resolved = resolve_name(text)?;
     if let ResolvedModel::Known(model) = &resolved {
         refuse_two_meanings(text, model)?;
@@ -62,7 +68,8 @@ fn resolve_name(text: &str) -> Result<ResolvedModel, Diagnostic> {
     })
 }
 
-/// Describes a model without its tensors, and without the hub: what `plan` needs.
+/// Describes a model without its tensors, and without the hub: what `plan` needs. A name is described by its
+/// checkpoint where that lies in the local Hugging Face cache, because it is what would be compiled.
 ///
 /// # Errors
 ///
@@ -73,9 +80,13 @@ pub fn describe_model(request: &ModelRequest<'_>) -> Result<ModelDescription, Di
     {
         return describe_checkpoint(Path::new(weights));
     }
-    let mut description = match resolve_model(request.model)? {
-        ResolvedModel::Known(model) => model.describe(),
-        ResolvedModel::Path(path) => describe_checkpoint(&path)?,
+    let resolved = resolve_model(request.model)?;
+    let mut description = match &resolved {
+        ResolvedModel::Known(model) => match checkpoint_at_hand(model, request) {
+            Some(folder) => named(describe_checkpoint(&folder)?, &resolved)?,
+            None => model.describe(),
+        },
+        ResolvedModel::Path(path) => describe_checkpoint(path)?,
     };
     // Random numbers replace whatever the checkpoint holds.
     if request.weights.is_some() {
@@ -107,22 +118,52 @@ pub fn open_model(
             return Ok(OpenedModel { description, tensors: Box::new(RandomWeights::new(seed)) });
         }
         let resolved = resolve_name(request.model)?;
-        return named(Checkpoint::open(Path::new(weights))?, &resolved);
+        return opened(Checkpoint::open(Path::new(weights))?, &resolved);
     }
     let resolved = resolve_model(request.model)?;
     let checkpoint = match &resolved {
         ResolvedModel::Known(model) => {
-            let folder = locate_checkpoint(model.repository, request.revision.unwrap_or("main"), progress)?;
+            let folder = locate_checkpoint(model.repository, request.revision(), progress)?;
             Checkpoint::open(&folder)?
         }
         ResolvedModel::Path(path) => Checkpoint::open(path)?,
     };
-    named(checkpoint, &resolved)
+    opened(checkpoint, &resolved)
 }
 
-/// Gives a checkpoint the name it was asked for by.
-fn named(checkpoint: Checkpoint, resolved: &ResolvedModel) -> Result<OpenedModel, Diagnostic> {
-    let mut description = checkpoint.description.clone();
+/// Opens a model like [`open_model`], but for one whose checkpoint would have to be fetched from the hub.
+///
+/// # Errors
+///
+/// Those of [`open_model`].
+pub fn open_model_at_hand(request: &ModelRequest<'_>) -> Result<Option<OpenedModel>, Diagnostic> {
+    if request.weights.is_none()
+        && let ResolvedModel::Known(model) = resolve_model(request.model)?
+        && checkpoint_at_hand(&model, request).is_none()
+    {
+        return Ok(None);
+    }
+    open_model(request, &mut |_| {}).map(Some)
+}
+
+/// Where the checkpoint of a name lies, if it is what would be compiled and nothing has to be fetched for it.
+fn checkpoint_at_hand(model: &KnownModel, request: &ModelRequest<'_>) -> Option<PathBuf> {
+    if request.weights.is_some() {
+        return None;
+    }
+    cached_checkpoint(model.repository, request.revision())
+}
+
+fn opened(checkpoint: Checkpoint, resolved: &ResolvedModel) -> Result<OpenedModel, Diagnostic> {
+    let description = named(checkpoint.description.clone(), resolved)?;
+    Ok(OpenedModel { description, tensors: Box::new(checkpoint) })
+}
+
+/// Gives a checkpoint's description the name it was asked for by.
+fn named(
+    mut description: ModelDescription,
+    resolved: &ResolvedModel,
+) -> Result<ModelDescription, Diagnostic> {
     if let ResolvedModel::Known(model) = resolved {
         model.check_belongs(&description.config)?;
         description.config.name = model.name.clone();
@@ -131,7 +172,7 @@ fn named(checkpoint: Checkpoint, resolved: &ResolvedModel) -> Result<OpenedModel
             field.origin = "`--model`".to_owned();
         }
     }
-    Ok(OpenedModel { description, tensors: Box::new(checkpoint) })
+    Ok(description)
 }
 
 /// The seed of `random[:SEED]`; `None` where `weights` is a path.

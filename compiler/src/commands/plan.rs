@@ -5,9 +5,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use console::style;
-use qwen2c_checkpoint::{
-    ModelDescription, ResolvedModel, describe_model, open_model, parameter_count, resolve_model,
-};
+use qwen2c_checkpoint::{ModelDescription, describe_model, open_model_at_hand, parameter_count};
 use qwen2c_format::Diagnostic;
 use qwen2c_graph::{WeightStorage, settle_minima};
 use qwen2c_request::{Quantization, Target};
@@ -137,11 +135,8 @@ fn settled_storage(
     if !matches!(storage, WeightStorage::Quantized(_)) {
         return Some(storage.clone());
     }
-    let model = request.model_request();
-    let is_at_hand =
-        model.weights.is_some() || matches!(resolve_model(model.model), Ok(ResolvedModel::Path(_)));
     // What is wrong with the tensors a build will say.
-    let tensors = is_at_hand.then(|| open_model(&model, &mut |_| {}).ok())??.tensors;
+    let tensors = open_model_at_hand(&request.model_request()).ok()??.tensors;
     settle_minima(&description.config, storage.clone(), tensors.as_ref()).ok()
 }
 
