@@ -20,4 +20,4 @@ pub use any_target::{AnyTarget, TargetError, compile_kernels, known_targets, res
 pub use compile::{
     CompileError, CompiledKernels, DeviceImage, KeepText, KernelSource, KernelText, Launch, PersistentKernel,
 };
-pub use pack::{ReadWeight, WriteBytes, pack_weight};
+pub use pack::{ReadWeight, WriteBytes, pack_panels, weight_panels};

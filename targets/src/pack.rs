@@ -1,6 +1,8 @@
 //! Weights on their way into their layout: what reads them, what takes the packed bytes, and the layout
 //! that all targets share. Each family packs its own layouts.
 
+use std::ops::Range;
+
 use qwen2c_request::{
     Element, QuantizationError, QuantizedRows, WeightLayout, WeightType, f32_to_bf16, f32_to_f16,
 };
@@ -54,52 +56,72 @@ fn unpadded_bytes(weight: &WeightType, layout: WeightLayout) -> u64 {
     }
 }
 
-/// Packs a weight as a stream: reads rows and hands the packed bytes to `write` in order. Exactly
-/// [`qwen2c_request::Target::weight_bytes`] bytes are written; no more than one block of rows is held.
-/// Returns what quantization lost, zero for a weight that is stored as elements.
+/// Panels that a weight consists of: whole rows that lie together, and that are packed without the others.
+pub fn weight_panels(weight: &WeightType, layout: WeightLayout) -> u64 {
+    match layout {
+        WeightLayout::RowMajor => weight.rows().div_ceil(ROW_MAJOR_PANEL_ROWS),
+        WeightLayout::Panels { lanes, pair, separate_halves } => {
+            cpu::layout::PanelGeometry::new(weight, lanes, pair, separate_halves).all_panels()
+        }
+        WeightLayout::WarpPanels { rows, separate_halves } => {
+            cuda::layout::WarpGeometry::new(weight, rows, separate_halves).all_panels()
+        }
+    }
+}
+
+/// Packs consecutive panels of a weight as a stream: reads rows and hands the packed bytes to `write` in
+/// order, behind the last panel with the padding. For all panels, one range after the other, exactly
+/// [`qwen2c_request::Target::weight_bytes`] bytes are written; no more than one panel is held. Returns what
+/// quantization lost, zero for a weight that is stored as elements.
 ///
 /// # Errors
 ///
 /// The first error of `read` or `write`.
-pub fn pack_weight<R: ReadWeight>(
+pub fn pack_panels<R: ReadWeight>(
     weight: &WeightType,
     layout: WeightLayout,
+    panels: Range<u64>,
     read: &mut R,
     write: &mut WriteBytes<'_, R::Error>,
 ) -> Result<QuantizationError, R::Error> {
+    let is_last = panels.end == weight_panels(weight, layout);
     let error = match layout {
         WeightLayout::RowMajor => {
-            pack_row_major(weight, read, write)?;
+            pack_row_major(weight, panels, read, write)?;
             QuantizationError::default()
         }
         WeightLayout::Panels { lanes, pair, separate_halves } => {
             let geometry = cpu::layout::PanelGeometry::new(weight, lanes, pair, separate_halves);
-            cpu::pack::pack(geometry, weight.element, read, write)?
+            cpu::pack::pack(geometry, weight.element, panels, read, write)?
         }
         WeightLayout::WarpPanels { rows, separate_halves } => {
             let geometry = cuda::layout::WarpGeometry::new(weight, rows, separate_halves);
-            cuda::pack::pack(geometry, read, write)?
+            cuda::pack::pack(geometry, panels, read, write)?
         }
     };
-    let padding = weight_bytes(weight, layout) - unpadded_bytes(weight, layout);
-    write(&vec![0; padding as usize])?;
+    if is_last {
+        let padding = weight_bytes(weight, layout) - unpadded_bytes(weight, layout);
+        write(&vec![0; padding as usize])?;
+    }
     Ok(error)
 }
 
-/// Rows converted at a time in row-major order.
-const ROW_MAJOR_BLOCK_ROWS: u64 = 16;
+/// Rows of a panel in row-major order.
+const ROW_MAJOR_PANEL_ROWS: u64 = 16;
 
 fn pack_row_major<R: ReadWeight>(
     weight: &WeightType,
+    panels: Range<u64>,
     read: &mut R,
     write: &mut WriteBytes<'_, R::Error>,
 ) -> Result<(), R::Error> {
     let (rows, columns, element_bytes) =
         (weight.rows(), weight.columns() as usize, weight.element.bytes() as usize);
-    let mut values = vec![0.0; ROW_MAJOR_BLOCK_ROWS.min(rows) as usize * columns];
+    let mut values = vec![0.0; ROW_MAJOR_PANEL_ROWS.min(rows) as usize * columns];
     let mut bytes = vec![0; values.len() * element_bytes];
-    for first in (0..rows).step_by(ROW_MAJOR_BLOCK_ROWS as usize) {
-        let elements = ROW_MAJOR_BLOCK_ROWS.min(rows - first) as usize * columns;
+    for panel in panels {
+        let first = panel * ROW_MAJOR_PANEL_ROWS;
+        let elements = ROW_MAJOR_PANEL_ROWS.min(rows - first) as usize * columns;
         read.rows(first, &mut values[..elements])?;
         convert(weight.element, &values[..elements], &mut bytes);
         write(&bytes[..elements * element_bytes])?;

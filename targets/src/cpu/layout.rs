@@ -4,6 +4,8 @@
 //! lanes, any input length works without a tail, and decode, prompt and the gather of a tied embedding
 //! read the same bytes.
 
+use std::ops::Range;
+
 use qwen2c_request::{CACHE_BLOCK_POSITIONS, CacheKind, CacheType, Quantization, WeightType};
 
 /// Extents of a weight in panels.
@@ -90,14 +92,18 @@ impl PanelGeometry {
         }
     }
 
-    /// First row of every panel, with the rows of all matrices numbered through, and how many of its rows
-    /// exist.
-    pub(super) fn all_panel_rows(self) -> impl Iterator<Item = (u64, u64)> {
-        (0..self.matrices).flat_map(move |matrix| {
-            (0..self.panels()).map(move |panel| {
-                let (first, present) = self.panel_rows(panel);
-                (matrix * self.rows + first, present)
-            })
+    /// Panels of all matrices.
+    pub(crate) fn all_panels(self) -> u64 {
+        self.matrices * self.panels()
+    }
+
+    /// First row of each of these panels, with panels and rows of all matrices numbered through, and how many
+    /// of its rows exist.
+    pub(super) fn rows_of_panels(self, panels: Range<u64>) -> impl Iterator<Item = (u64, u64)> {
+        panels.map(move |panel| {
+            let (matrix, panel) = (panel / self.panels(), panel % self.panels());
+            let (first, present) = self.panel_rows(panel);
+            (matrix * self.rows + first, present)
         })
     }
 }

@@ -4,22 +4,25 @@
 //! a row are converted by loops that compilers turn into vector code, and what goes to one panel is
 //! written in blocks of columns that stay in the first cache while all rows add to them.
 
+use std::ops::Range;
+
 use qwen2c_request::{Element, Quantization, QuantizationError, QuantizedBlock, QuantizedRows};
 
 use super::layout::{ChunkGeometry, PanelGeometry};
 use crate::pack::{ReadWeight, WriteBytes, convert};
 
-/// Packs a weight into panels; tells what quantization lost.
+/// Packs some panels of a weight; tells what quantization lost.
 pub(crate) fn pack<R: ReadWeight>(
     geometry: PanelGeometry,
     element: Element,
+    panels: Range<u64>,
     read: &mut R,
     write: &mut WriteBytes<'_, R::Error>,
 ) -> Result<QuantizationError, R::Error> {
     match geometry.quantization {
-        Some(quantization) => pack_quantized_panels(geometry, quantization, read, write),
+        Some(quantization) => pack_quantized_panels(geometry, quantization, panels, read, write),
         None => {
-            pack_panels(geometry, element, read, write)?;
+            pack_panels(geometry, element, panels, read, write)?;
             Ok(QuantizationError::default())
         }
     }
@@ -28,13 +31,14 @@ pub(crate) fn pack<R: ReadWeight>(
 fn pack_panels<R: ReadWeight>(
     geometry: PanelGeometry,
     element: Element,
+    panels: Range<u64>,
     read: &mut R,
     write: &mut WriteBytes<'_, R::Error>,
 ) -> Result<(), R::Error> {
     let columns = geometry.columns as usize;
     let mut values = vec![0.0; geometry.lanes as usize * columns];
     let mut bytes = vec![0; geometry.panel_bytes() as usize];
-    for (first, present) in geometry.all_panel_rows() {
+    for (first, present) in geometry.rows_of_panels(panels) {
         let values = &mut values[..present as usize * columns];
         read.rows(first, values)?;
         if present < geometry.lanes {
@@ -50,13 +54,14 @@ fn pack_panels<R: ReadWeight>(
 fn pack_quantized_panels<R: ReadWeight>(
     geometry: PanelGeometry,
     quantization: Quantization,
+    panels: Range<u64>,
     read: &mut R,
     write: &mut WriteBytes<'_, R::Error>,
 ) -> Result<QuantizationError, R::Error> {
     let mut error = QuantizationError::default();
     let mut block = QuantizedBlock::new(quantization, geometry.lanes as usize, geometry.columns as usize);
     let mut bytes = vec![0; geometry.panel_bytes() as usize];
-    for (first, present) in geometry.all_panel_rows() {
+    for (first, present) in geometry.rows_of_panels(panels) {
         let mut rows = block.rows(0..present as usize);
         error += read.groups(first, &mut rows)?;
         if present < geometry.lanes {

@@ -5,6 +5,8 @@
 //! groups. A thread that goes down the rows of a panel keeps its inputs in registers and needs one load of
 //! scales for all of them.
 
+use std::ops::Range;
+
 use qwen2c_request::{CACHE_BLOCK_POSITIONS, CacheType, Element, Quantization, WeightType};
 
 /// Bytes of a unit: the widest load of a thread.
@@ -139,14 +141,18 @@ impl WarpGeometry {
         self.matrices * self.matrix_bytes()
     }
 
-    /// First row of every panel, with the rows of all matrices numbered through, and how many of its rows
-    /// exist.
-    pub(crate) fn all_panel_rows(self) -> impl Iterator<Item = (u64, u64)> {
-        (0..self.matrices).flat_map(move |matrix| {
-            (0..self.panels()).map(move |panel| {
-                let (first, present) = self.panel_rows_at(panel);
-                (matrix * self.rows + first, present)
-            })
+    /// Panels of all matrices.
+    pub(crate) fn all_panels(self) -> u64 {
+        self.matrices * self.panels()
+    }
+
+    /// First row of each of these panels, with panels and rows of all matrices numbered through, and how many
+    /// of its rows exist.
+    pub(crate) fn rows_of_panels(self, panels: Range<u64>) -> impl Iterator<Item = (u64, u64)> {
+        panels.map(move |panel| {
+            let (matrix, panel) = (panel / self.panels(), panel % self.panels());
+            let (first, present) = self.panel_rows_at(panel);
+            (matrix * self.rows + first, present)
         })
     }
 }

@@ -1,13 +1,16 @@
 //! Brings weights into warp panels, row block by row block.
 
+use std::ops::Range;
+
 use qwen2c_request::{QuantizationError, QuantizedBlock, QuantizedRows};
 
 use super::layout::{BLOCK_UNITS, UNIT_BYTES, WarpGeometry, first_bit};
 use crate::pack::{ReadWeight, WriteBytes, convert};
 
-/// Packs a weight; tells what quantization lost.
+/// Packs some panels of a weight; tells what quantization lost.
 pub(crate) fn pack<R: ReadWeight>(
     geometry: WarpGeometry,
+    panels: Range<u64>,
     read: &mut R,
     write: &mut WriteBytes<'_, R::Error>,
 ) -> Result<QuantizationError, R::Error> {
@@ -16,7 +19,7 @@ pub(crate) fn pack<R: ReadWeight>(
     let columns = geometry.columns as usize;
     let Some(quantization) = geometry.quantization else {
         let mut values = vec![0.0; geometry.panel_rows as usize * columns];
-        for (first, present) in geometry.all_panel_rows() {
+        for (first, present) in geometry.rows_of_panels(panels) {
             let values = &mut values[..present as usize * columns];
             read.rows(first, values)?;
             for (row, values) in values.chunks_exact(columns).enumerate() {
@@ -28,7 +31,7 @@ pub(crate) fn pack<R: ReadWeight>(
         return Ok(error);
     };
     let mut block = QuantizedBlock::new(quantization, geometry.panel_rows as usize, columns);
-    for (first, present) in geometry.all_panel_rows() {
+    for (first, present) in geometry.rows_of_panels(panels) {
         let mut rows = block.rows(0..present as usize);
         error += read.groups(first, &mut rows)?;
         if present < geometry.panel_rows {

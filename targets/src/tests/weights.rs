@@ -7,7 +7,7 @@ use qwen2c_request::{
     f16_to_f32, f32_to_f16, quantize_weights,
 };
 
-use crate::pack::{ReadWeight, pack_weight};
+use crate::pack::{ReadWeight, pack_panels, weight_panels};
 
 /// Formats that the compiler makes, then formats that only checkpoints have: those of Q4_1, Q4_K, Q5_1,
 /// Q5_K and Q6_K, and two that no checkpoint has yet.
@@ -52,13 +52,16 @@ impl ReadWeight for Values<'_> {
     }
 }
 
-/// Packs a weight with these elements.
+/// Packs a weight with these elements, in two parts.
 pub(crate) fn pack(ty: &WeightType, layout: WeightLayout, values: &[f32]) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let Ok(_) = pack_weight(ty, layout, &mut Values { ty, values }, &mut |block| {
-        bytes.extend_from_slice(block);
-        Ok(())
-    });
+    let panels = weight_panels(ty, layout);
+    for panels in [0..panels / 2, panels / 2..panels] {
+        let Ok(_) = pack_panels(ty, layout, panels, &mut Values { ty, values }, &mut |block| {
+            bytes.extend_from_slice(block);
+            Ok(())
+        });
+    }
     bytes
 }
 
