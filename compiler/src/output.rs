@@ -12,6 +12,7 @@ use qwen2c_format::Diagnostic;
 use tempfile::NamedTempFile;
 
 use crate::failure::Failure;
+use crate::time_limit::end_running;
 use crate::units;
 
 /// What to remove when the process is interrupted.
@@ -108,7 +109,7 @@ impl Output {
     }
 }
 
-/// Removes an unfinished output when the user interrupts the build.
+/// Removes an unfinished output, and ends the programs that work for it, when the user interrupts the build.
 ///
 /// # Errors
 ///
@@ -116,6 +117,7 @@ impl Output {
 pub(crate) fn remove_on_interrupt() -> Result<(), ctrlc::Error> {
     ctrlc::set_handler(|| {
         remove_unfinished();
+        end_running();
         std::process::exit(130);
     })
 }

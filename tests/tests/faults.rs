@@ -1,8 +1,10 @@
 //! Checkpoints that cannot be served: one message each, exit code 1, and no trace of an output.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use qwen2c_tests::{Build, Golden, compiler, copy_directory, run, write_tensors};
 use serde_json::{Value, json};
@@ -265,4 +267,46 @@ fn a_size_without_a_checkpoint_says_what_to_pass_instead() {
             .count(),
         0
     );
+}
+
+/// Whether a process works: one that has ended may be listed until its parent has looked.
+fn is_alive(process: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+#[test]
+fn an_interrupted_build_ends_the_assembler_too() {
+    let directory = TempDir::with_prefix("qwen2c-test-").expect("a temporary directory");
+    let (assembler, begun) = (directory.path().join("assembler"), directory.path().join("begun"));
+    let script =
+        format!("#!/bin/sh\nsleep 600 &\necho $! > {0}.new\nmv {0}.new {0}\nwait\n", begun.display());
+    fs::write(&assembler, script).expect("writable");
+    fs::set_permissions(&assembler, fs::Permissions::from_mode(0o755)).expect("an executable");
+    let output = directory.path().join("program");
+    let arguments = ["--target", "sm_80", "--ptxas", assembler.to_str().expect("UTF-8")];
+    let mut child = Build::new(Golden::load("dense-gqa").model())
+        .with(arguments)
+        .command(&output)
+        .spawn()
+        .expect("it starts");
+    let start = Instant::now();
+    let wait_for = |what: &str, has_happened: &dyn Fn() -> bool| {
+        while !has_happened() {
+            assert!(start.elapsed() < Duration::from_secs(300), "{what}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    wait_for("the assembler does not begin", &|| begun.is_file());
+    let interrupted = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    assert!(interrupted.success());
+    assert_eq!(child.wait().expect("it ends").code(), Some(130));
+    let process = fs::read_to_string(&begun).expect("a number");
+    wait_for("the assembler works on", &|| !is_alive(process.trim()));
+    let mut left: Vec<_> = fs::read_dir(directory.path())
+        .expect("readable")
+        .map(|entry| entry.expect("readable").file_name())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["assembler", "begun"]);
 }
