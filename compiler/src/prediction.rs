@@ -106,6 +106,8 @@ pub(crate) struct DecodePrediction {
     pub(crate) machine: AssumedMachine,
     /// Launches of a device for each token.
     pub(crate) launches_per_token: u64,
+    /// So many of them wait for the one before: those of steps of a phase run side by side.
+    pub(crate) launches_in_a_row: u64,
     /// Barriers between all blocks for each token, where one launch serves it.
     pub(crate) barriers_per_token: u64,
     /// Time of launches and barriers as a share of a token's at an empty context.
@@ -131,12 +133,15 @@ impl DecodePrediction {
     pub(crate) fn new(schedule: &Schedule, plan: &Plan, context: u64, machine: AssumedMachine) -> Self {
         let cost = plan.lists.first().map(CostSummary::new).unwrap_or_default();
         let steps = plan.lists.iter().take(1).flat_map(|list| list.body.iter().chain(&list.head));
-        let launches: u64 =
-            steps.map(|step| schedule.kernels[step.kernel].choice.launches.len() as u64).sum();
+        let launches: Vec<(u64, bool)> = steps
+            .map(|step| (schedule.kernels[step.kernel].choice.launches.len() as u64, step.joins_previous))
+            .collect();
+        let all = launches.iter().map(|(count, _)| count).sum::<u64>();
         let is_persistent = schedule.lists.first().is_some_and(|list| list.graph.is_persistent);
-        let (launches_per_token, barriers_per_token) =
-            if is_persistent { (1, launches.saturating_sub(1)) } else { (launches, 0) };
-        let launches_us = launches_per_token as f64 * machine.launch_us;
+        // Within one launch everything waits for everything before.
+        let (launches_per_token, launches_in_a_row, barriers_per_token) =
+            if is_persistent { (1, 1, all.saturating_sub(1)) } else { (all, in_a_row(&launches), 0) };
+        let launches_us = launches_in_a_row as f64 * machine.launch_us;
         let launches_s = (launches_us + barriers_per_token as f64 * machine.barrier_us) / 1e6;
         let time = |positions: u64| TokenTime {
             bytes_s: cost.bytes(1, 1, positions) as f64 / machine.bandwidth_bytes_per_s,
@@ -148,6 +153,7 @@ impl DecodePrediction {
         let (empty, full) = (time(1), time(context));
         Self {
             launches_per_token,
+            launches_in_a_row,
             barriers_per_token,
             share_of_launches: launches_s / empty.all_s(),
             bytes_per_token: cost.bytes(1, 1, 1),
@@ -162,9 +168,23 @@ impl DecodePrediction {
     }
 }
 
+/// Launches of the longest step of each phase, for the launches of each step and whether it joins the step
+/// before.
+fn in_a_row(steps: &[(u64, bool)]) -> u64 {
+    let phases = steps.chunk_by(|_, (_, joins_previous)| *joins_previous);
+    phases.filter_map(|phase| phase.iter().map(|(launches, _)| launches).max()).sum()
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Limit, MemoryTable, TokenTime};
+    use super::{Limit, MemoryTable, TokenTime, in_a_row};
+
+    #[test]
+    fn steps_of_a_phase_launch_side_by_side() {
+        let steps = [(1, false), (2, false), (3, true), (1, true), (1, false), (2, false), (1, true)];
+        assert_eq!(in_a_row(&steps), 1 + 3 + 1 + 2);
+        assert_eq!(in_a_row(&[]), 0);
+    }
 
     #[test]
     fn bytes_and_operations_overlap_and_the_longest_of_three_is_the_limit() {

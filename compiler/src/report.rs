@@ -184,9 +184,13 @@ pub(crate) fn prediction_lines(prediction: &DecodePrediction, context: u64) -> V
     if prediction.launches_per_token > 0 {
         let share = 100.0 * prediction.share_of_launches;
         let (name, launch_us) = (&machine.name, machine.launch_us);
+        let in_a_row = prediction.launches_in_a_row;
         let launches = match (prediction.launches_per_token, prediction.barriers_per_token) {
-            (count, 0) => format!(
+            (count, 0) if count == in_a_row => format!(
                 "    on {name}, with {count} launches a token of {launch_us} µs, {share:.0} % of its time"
+            ),
+            (count, 0) => format!(
+                "    on {name}, with {count} launches a token, {in_a_row} one after the other, of {launch_us} µs, {share:.0} % of its time"
             ),
             (_, count) => format!(
                 "    on {name}, with one launch a token of {launch_us} µs and {count} barriers of {} µs, {share:.0} % of its time",
@@ -359,6 +363,7 @@ mod tests {
                     matrix_unit: None,
                 },
                 launches_per_token: 0,
+                launches_in_a_row: 0,
                 barriers_per_token: 0,
                 share_of_launches: 0.0,
                 bytes_per_token: 5_300_000_000,

@@ -175,11 +175,28 @@ fn the_plan_of_an_a100_reaches_its_rates_and_says_what_limits_them() {
         let number = |name: &str| prediction[name].as_f64().expect("a number");
         let operations_per_s = prediction["machine"]["operations_per_s"].as_f64().expect("a rate");
         let operations_s = number("operations_per_token") / operations_per_s;
-        let launches_s = number("launches_per_token") * 1.5e-6;
+        let launches_s = number("launches_in_a_row") * 1.5e-6;
         let token_s = 1.0 / number("tokens_per_s");
         assert!((token_s / (operations_s + launches_s) - 1.0).abs() < 1e-6, "{prediction}");
         let text = plan(model, &more).text();
         assert!(text.contains(words), "{text}");
+    }
+}
+
+/// The shared expert of a block runs beside the choice of the others.
+#[test]
+fn launches_side_by_side_count_once() {
+    for (model, more, has_branches) in [
+        ("qwen1.5-moe-a2.7b", &[][..], true),
+        ("qwen1.5-moe-a2.7b", &["--no-pass", "interleave_independent_operations"], true),
+        ("0.5b", &[], false),
+        ("qwen1.5-moe-a2.7b", &["--pass", "persistent_decode"], false),
+    ] {
+        let all = ["plan", "--model", model, "--target", "sm_80", "--device", "a100-80g", "--json"];
+        let prediction = qwen2c(&[&all, more].concat()).success().json()["prediction"].clone();
+        let number = |name: &str| prediction[name].as_f64().expect("a number");
+        let (all, in_a_row) = (number("launches_per_token"), number("launches_in_a_row"));
+        assert_eq!(in_a_row < all, has_branches, "{model} {more:?}: {prediction}");
     }
 }
 

@@ -172,6 +172,8 @@ pub struct TargetDescription {
     /// Starting a kernel takes so long that steps of one row should have few: they want norms in front of
     /// products, and the way into the caches behind them, inside the products' kernels.
     pub prefers_few_launches: bool,
+    /// Steps of several rows that do not wait for one another run together. Those of one row always may.
+    pub joins_steps_of_prompts: bool,
     /// Most rows of each step list for prompts, ascending: a prompt goes through the last in chunks, and what
     /// is left through the first that holds it.
     pub prompt_rows: &'static [u64],

@@ -208,6 +208,7 @@ fn build_target(level: &Level, features: &[&Feature]) -> CpuTarget {
             splits_attention: true,
             has_own_memory: false,
             prefers_few_launches: false,
+            joins_steps_of_prompts: true,
             prompt_rows: PROMPT_ROWS,
             longest_fused_norm: 0,
         },

@@ -72,6 +72,7 @@ impl CudaTarget {
             splits_attention: false,
             has_own_memory: true,
             prefers_few_launches: true,
+            joins_steps_of_prompts: false,
             prompt_rows: PROMPT_ROWS,
             longest_fused_norm: LONGEST_NORM,
         };

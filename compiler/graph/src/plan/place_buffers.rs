@@ -16,7 +16,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use qwen2c_request::{Operation, Target};
+use qwen2c_request::{Operation, Target, TargetDescription};
 
 use super::{ALIGNMENT_BYTES, PlanError, PlannedBuffer, PlannedCandidates, PlannedInputs, join_steps};
 use crate::schedule::{Schedule, ScheduledList};
@@ -91,7 +91,7 @@ pub(super) fn run(schedule: &Schedule, target: &dyn Target) -> Result<Placement,
     let mut buffers = shared.buffers.clone();
     let mut lists = Vec::with_capacity(schedule.lists.len());
     for (index, list) in schedule.lists.iter().enumerate() {
-        let (placement, placed) = place_list(schedule, list, index, &shared, base)?;
+        let (placement, placed) = place_list(schedule, target.description(), list, index, &shared, base)?;
         arena_bytes = placed.iter().map(|buffer| buffer.offset + buffer.bytes).fold(arena_bytes, u64::max);
         buffers.extend(placed);
         lists.push(placement);
@@ -202,13 +202,14 @@ fn place_candidates(
 /// Packs the values and workspaces of one list behind `base`.
 fn place_list(
     schedule: &Schedule,
+    target: &TargetDescription,
     list: &ScheduledList,
     list_index: usize,
     shared: &SharedBuffers,
     base: u64,
 ) -> Result<(ListPlacement, Vec<PlannedBuffer>), PlanError> {
     let graph = &list.graph;
-    let mut placement = ListPlacement { phases: join_steps::run(list), ..ListPlacement::default() };
+    let mut placement = ListPlacement { phases: join_steps::run(list, target), ..ListPlacement::default() };
     for (index, cache) in graph.caches.iter().enumerate() {
         if let Some(buffer) = shared.find(&cache.name) {
             placement.caches.insert(CacheId(index as u32), (buffer.offset, buffer.bytes));

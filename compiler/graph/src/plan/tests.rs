@@ -113,6 +113,25 @@ fn activations_of_the_lists_lie_over_each_other() {
 }
 
 #[test]
+fn prompts_have_phases_where_their_steps_run_together() {
+    let mut target = FakeTarget::new();
+    let schedule = tiny_schedule(&tiny_experts_config());
+    let together = plan(&schedule, &target).expect("a complete schedule");
+    target.description.joins_steps_of_prompts = false;
+    let apart = plan(&schedule, &target).expect("a complete schedule");
+    assert_eq!(verify_plan(&apart), Ok(()));
+    let steps = |plan: &Plan, list: usize| plan.lists[list].body.len() + plan.lists[list].head.len();
+    assert!(together.lists[1].phases() < steps(&together, 1));
+    assert_eq!(apart.lists[1].phases(), steps(&apart, 1));
+    assert_eq!(apart.lists[0], together.lists[0]);
+    let in_use = |plan: &Plan| -> usize {
+        let of_prompt = plan.buffers.iter().filter(|buffer| buffer.list == Some(1));
+        of_prompt.map(|buffer| buffer.last_step - buffer.first_step).sum()
+    };
+    assert!(in_use(&apart) < in_use(&together), "{} steps", in_use(&apart));
+}
+
+#[test]
 fn what_the_head_reads_stays_in_use_to_its_end() {
     let plan = tiny_plan(&tiny_config());
     for (index, list) in plan.lists.iter().enumerate() {

@@ -27,6 +27,7 @@ impl FakeTarget {
             name: "fake".to_owned(),
             family: "fake",
             vector_lanes: 8,
+            joins_steps_of_prompts: true,
             prompt_rows: &[8],
             ..TargetDescription::default()
         };
