@@ -51,7 +51,7 @@ pub fn prepare() -> bool {
         const REQUEST: (libc::c_ulong, libc::c_ulong) = (0x1023, 18);
         // SAFETY: the call changes a permission of this process and touches no memory.
         let granted = unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST.0, REQUEST.1) } == 0;
-        let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+        let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let has_unit = ["amx_tile", "amx_bf16", "amx_int8"].iter().all(|feature| cpuinfo.contains(feature));
         if granted && has_unit {
             return true;
@@ -85,7 +85,7 @@ extern "C" fn refused(signal: c_int, _information: *mut libc::siginfo_t, context
     // Nothing is amiss in what the signal interrupts: a kernel's code, which holds no lock and allocates
     // nothing, so that the handler may do anything.
     // SAFETY: the system passes the interrupted thread's registers. Instructions of the unit are at most 9
-    // bytes long and functions are followed by more of their library, so that 12 bytes can be read.
+    // bytes long and functions are followed by more of their file, so that 12 bytes can be read.
     unsafe {
         let registers = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
         let place = registers[libc::REG_RIP as usize] as *const u8;
