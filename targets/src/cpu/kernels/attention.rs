@@ -18,14 +18,13 @@
 
 use qwen2c_request::{CACHE_BLOCK_POSITIONS, Element, KernelRequest};
 
-use super::Kernel;
 use super::attention_block::{
     BlockQuery, block_scores, block_weights, for_each_weighted_values, store_in_head,
 };
 use super::cache::HeadCache;
 use super::functions::exp2_of_negative;
-use super::matrix_attention::{self, Queries};
 use super::matrix_attention_block::{MOST_QUERIES, has_matrix_attention};
+use super::{Kernel, matrix_attention};
 use crate::builder::{Buffer, Compare, Val};
 use crate::cpu::instructions::Instructions;
 use crate::cpu::layout;
@@ -67,6 +66,36 @@ fn tiles_of_kv_head<'k>(kernel: &Kernel<'k, '_>, rounded: bool) -> Val<'k> {
     queries.divide_up(queries_of_tile(kernel.instructions, kernel.request, rounded) as i64)
 }
 
+/// Where the queries of a kv head lie.
+#[derive(Clone, Copy)]
+pub(super) struct Queries<'k> {
+    /// The kv head.
+    pub(super) kv_head: Val<'k>,
+    /// Query heads of a row.
+    heads: u64,
+    /// Query heads that share the kv head.
+    of_kv_head: u64,
+}
+
+impl<'k> Queries<'k> {
+    /// The row of query number `index`.
+    pub(super) fn row(self, index: Val<'k>) -> Val<'k> {
+        index / index.builder().int(self.of_kv_head)
+    }
+
+    /// The first element of query number `index`, of those of all rows.
+    pub(super) fn place(self, kernel: &Kernel<'k, '_>, index: Val<'k>) -> Val<'k> {
+        let k = kernel.k;
+        let head = self.kv_head * k.int(self.of_kv_head) + index % k.int(self.of_kv_head);
+        (self.row(index) * k.int(self.heads) + head) * k.int(kernel.cache_type(0).head_dim)
+    }
+
+    /// Positions that query number `index` sees.
+    pub(super) fn count(self, kernel: &Kernel<'k, '_>, index: Val<'k>) -> Val<'k> {
+        kernel.input(1).load_index(self.row(index)) + kernel.k.int(1)
+    }
+}
+
 /// Memory of one query on the stack.
 #[derive(Clone, Copy)]
 struct Scratch<'k> {
@@ -98,8 +127,8 @@ pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, tile: Val<'k>, scale: f32, round
     let tiles = tiles_of_kv_head(kernel, rounded);
     let (kv_head, first) = (tile / tiles, tile % tiles * k.int(side_by_side));
     let end = (first + k.int(side_by_side)).minimum(kernel.rows * k.int(heads));
+    let queries = Queries { kv_head, heads: query_heads(kernel), of_kv_head: heads };
     if has_matrix_attention(kernel.instructions, kernel.request, rounded) {
-        let queries = Queries { kv_head, heads: query_heads(kernel), of_kv_head: heads };
         return matrix_attention::body(kernel, queries, (first, end), scale);
     }
     let padded = layout::padded_head_dim(kernel.lanes, kernel.cache_type(0).head_dim);
@@ -111,13 +140,11 @@ pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, tile: Val<'k>, scale: f32, round
         })
         .collect();
     let query = |index: Val<'k>, scratch: Scratch<'k>| {
-        let row = index / k.int(heads);
-        let head = kv_head * k.int(heads) + index % k.int(heads);
-        let place = (row * k.int(query_heads(kernel)) + head) * k.int(kernel.cache_type(0).head_dim);
+        let place = queries.place(kernel, index);
         Query {
-            row,
+            row: queries.row(index),
             query: kernel.input(0).at(place),
-            count: kernel.input(1).load_index(row) + k.int(1),
+            count: queries.count(kernel, index),
             scratch,
             result: kernel.output(0).at(place),
         }

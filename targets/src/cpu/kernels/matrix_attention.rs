@@ -15,39 +15,12 @@
 use qwen2c_request::{CACHE_BLOCK_POSITIONS, Element};
 
 use super::Kernel;
+use super::attention::Queries;
 use super::cache::HeadCache;
 use super::functions::exp2_of_negative;
 use super::matrix_attention_block::{CacheBlock, MOST_QUERIES, MatrixBlock};
 use super::matrix_product::BLOCK_LANES;
 use crate::builder::{Buffer, Compare, Scalar, Val};
-
-/// Where the queries of a kv head lie.
-#[derive(Clone, Copy)]
-pub(super) struct Queries<'k> {
-    pub(super) kv_head: Val<'k>,
-    /// Query heads of a row.
-    pub(super) heads: u64,
-    /// Query heads that share the kv head.
-    pub(super) of_kv_head: u64,
-}
-
-impl<'k> Queries<'k> {
-    fn row(self, index: Val<'k>) -> Val<'k> {
-        index / index.builder().int(self.of_kv_head)
-    }
-
-    /// The first element of query number `index`, of those of all rows.
-    fn place(self, kernel: &Kernel<'k, '_>, index: Val<'k>) -> Val<'k> {
-        let k = kernel.k;
-        let head = self.kv_head * k.int(self.of_kv_head) + index % k.int(self.of_kv_head);
-        (self.row(index) * k.int(self.heads) + head) * k.int(kernel.cache_type(0).head_dim)
-    }
-
-    /// Positions that query number `index` sees.
-    fn count(self, kernel: &Kernel<'k, '_>, index: Val<'k>) -> Val<'k> {
-        kernel.input(1).load_index(self.row(index)) + kernel.k.int(1)
-    }
-}
 
 /// Memory of a tile, on the stack.
 struct Scratch<'k> {
