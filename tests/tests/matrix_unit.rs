@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use qwen2c_request::{Element, Quantization};
-use qwen2c_tests::{Build, Widths, has_target, relative_l2};
+use qwen2c_tests::{Build, Program, Widths, has_target, relative_l2};
 use serde_json::Value;
 
 use crate::quantized::{interpreted, rounding};
@@ -23,6 +23,10 @@ fn model(folder: &Path) -> PathBuf {
     model
 }
 
+fn program(model: &Path, quant: &str) -> Program {
+    Build::new(model).with(["--target", TARGET, "--dtype", "bf16", "--quant", quant]).finish()
+}
+
 #[test]
 fn a_program_agrees_with_the_interpreter() {
     if !has_target(TARGET) {
@@ -33,8 +37,7 @@ fn a_program_agrees_with_the_interpreter() {
     let tokens: Vec<u32> = (0..61).map(|index| (index * 37 + 11) % 97).collect();
     let signed = |bits, group| Some(Quantization::signed(bits, group));
     for (quant, format) in [("int8", signed(8, 32)), ("int4:64", signed(4, 64))] {
-        let build = Build::new(&model).with(["--target", TARGET, "--dtype", "bf16", "--quant", quant]);
-        let program = build.finish();
+        let program = program(&model, quant);
         let expected = interpreted(&model, &tokens, Element::Bf16, format, rounding(&program));
         let found = program.logits(&tokens, &[]).values;
         let error = relative_l2(&found, &expected);
@@ -51,8 +54,7 @@ fn a_text_of_two_blocks_gives_the_same_bits_by_ones_and_at_once() {
     let model = model(folder.path());
     let tokens: Vec<u32> = (0..300).map(|index| index * 7 % 97).collect();
     for quant in ["none", "int8"] {
-        let build = Build::new(&model).with(["--target", TARGET, "--dtype", "bf16", "--quant", quant]);
-        let program = build.finish();
+        let program = program(&model, quant);
         let logits = |rows| program.logits(&tokens, &["--prompt-rows", rows]).values;
         assert!(logits("1") == logits("256"), "{quant}");
     }

@@ -251,7 +251,7 @@ impl<'c> KernelBuilder<'c> {
         self.emit("arith.constant", &[], ty, &[("value", attribute)])
     }
 
-    /// An array on the stack, made once at the start of the function.
+    /// An array on the stack until the function returns, made where this stands: in a loop, one more each round.
     #[track_caller]
     pub(crate) fn stack_array<'k>(&'k self, element: Element, elements: u64) -> Buffer<'k> {
         let ty = self.mlir_scalar(storage_scalar(element));

@@ -125,7 +125,7 @@ impl ColumnPairs {
     }
 
     /// Panels of a pair that exist.
-    pub(super) fn panels_in<'k>(self, pair: Val<'k>) -> Val<'k> {
+    fn panels_in<'k>(self, pair: Val<'k>) -> Val<'k> {
         let k = pair.builder();
         if self.has_halves { k.int(2) } else { (k.int(self.panels) - pair * k.int(2)).minimum(k.int(2)) }
     }

@@ -14,7 +14,7 @@ use qwen2c_request::{CACHE_BLOCK_POSITIONS, Element};
 
 use super::Kernel;
 use super::functions::exp2_of_negative;
-use crate::builder::Val;
+use crate::builder::{Buffer, Val};
 
 /// Heads of a tile: some hundred nanoseconds of work.
 const TILE_HEADS: i64 = 4;
@@ -34,18 +34,32 @@ pub(super) fn body<'k>(kernel: &Kernel<'k, '_>, tile: Val<'k>, heads: u64) {
     let tiles = tiles_of_row(kernel, heads);
     let (row, first) = (tile / tiles, tile % tiles * k.int(TILE_HEADS));
     let last = (first + k.int(TILE_HEADS)).minimum(k.int(heads));
-    k.repeat(first, last, 1, |head| merge_head(kernel, row, head, heads));
+    // Arrays on the stack are made once, before the loop.
+    let blocks = blocks(kernel).next_multiple_of(kernel.lanes.into());
+    let factors = [0, 1].map(|_| k.stack_array(Element::F32, blocks));
+    k.repeat(first, last, 1, |head| merge_head(kernel, row, head, heads, factors));
 }
 
-fn merge_head<'k>(kernel: &Kernel<'k, '_>, row: Val<'k>, head: Val<'k>, heads: u64) {
+/// Blocks of the cache.
+fn blocks(kernel: &Kernel<'_, '_>) -> u64 {
+    kernel.input_type(0).row_elements() / kernel.output_type(0).row_elements()
+}
+
+/// Merges one head; `factors`, `f32[2, blocks]`, are scratch.
+fn merge_head<'k>(
+    kernel: &Kernel<'k, '_>,
+    row: Val<'k>,
+    head: Val<'k>,
+    heads: u64,
+    factors: [Buffer<'k>; 2],
+) {
     let k = kernel.k;
     let width = kernel.output_type(0).row_elements();
     let head_dim = width / heads;
-    let blocks = kernel.input_type(0).row_elements() / width;
+    let blocks = blocks(kernel);
     let seen = (kernel.input(2).load_index(row) + k.int(1)).divide_up(CACHE_BLOCK_POSITIONS as i64);
     let first_block = row * k.int(blocks);
     let lanes = kernel.lanes;
-    let factors = [0, 1].map(|_| k.stack_array(Element::F32, blocks.next_multiple_of(lanes.into())));
     let totals = |block: Val<'k>| kernel.input(1).at((first_block + block) * k.int(2 * heads));
     k.for_each(k.int(0), seen, 1, &[k.float(f32::MIN, 1)], |block, before| {
         let of_block = totals(block).load(head, 1);
